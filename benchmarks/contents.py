@@ -73,7 +73,7 @@ class Contents:
     growing: list[dict[str, Any]]
 
     def keys(self) -> dict[str, str]:
-        """The digest of each key, and the id of its user."""
+        """The digest of each key, and the ID of its user."""
         people = ((self.reader, self.tasks), (self.writer, self.growing))
         return {
             hashlib.sha256(person.key.encode()).hexdigest(): tasks[0]["userId"]
@@ -202,7 +202,7 @@ def grow(small: Path, folder: Path, size: int) -> Path:
 
 
 def some_ids(database: Path, size: int) -> list[str]:
-    """The ids of up to SAMPLE tasks of the reader, far from one another."""
+    """The IDs of up to SAMPLE tasks of the reader, far from one another."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     step = max(size // SAMPLE, 1)
     # The first task is the reader's, the last one the writer's.

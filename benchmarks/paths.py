@@ -55,7 +55,7 @@ WAIT_GOALS = {path: Goal(path, "", "ms", 1.15, True) for path in (GET, PAGE)} | 
 
 
 def reads_of(reader: Person, ids: Sequence[str], size: int) -> dict[str, list[bytes]]:
-    """Path -> the requests of a reader that measure it, with `size` tasks and some of their ids."""
+    """Path -> the requests of a reader that measure it, with `size` tasks and some of their IDs."""
     after = datetime.now(UTC) - timedelta(days=DAYS)
     one, cookie = reader.request, _sign_in(reader)
 

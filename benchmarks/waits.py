@@ -48,7 +48,7 @@ class Clients(threading.Thread):
         self._paused: list[Client] = []
         self.done = threading.Event()
         self.claims = self.lost = self.news = 0
-        # Workers without a place repeat their claims later; a follower would be refused.
+        # Workers without a slot repeat their claims later; a follower would be refused.
         for request in [follow] * FOLLOWERS + [claim] * WORKERS:
             client = Client(socket.create_connection(("127.0.0.1", port), timeout=60), request)
             client.send()

@@ -275,7 +275,7 @@ def test_agent_key_of_another_user_learns_nothing(
             with subtests.test(f"{method} {rule}"):
                 fields = FITTING_BODIES.get((method, rule))
                 response = stranger.request(method, filled(rule, **hers), json=fields)
-                # To what an agent key may never do the answer is the same for every id.
+                # To what an agent key may never do the answer is the same for every ID.
                 may = (method.replace("HEAD", "GET"), rule) in MAY_DO
                 assert response.status_code == (404 if may else 403)
                 if "agent_id" not in rule:

@@ -172,7 +172,7 @@ def test_keys_of_a_deleted_agent_are_gone_with_it(alice: ApiClient) -> None:
     expect(translator.get("/user"), 200)
     left = {key["agentId"] for key in expect(alice.get("/key"), 200)}
     assert left == {None, "translator"}
-    # The id is free again, and an old key does not open the new agent.
+    # The ID is free again, and an old key does not open the new agent.
     alice.register("summarizer")
     problem(summarizer.get("/user"), 401)
 

@@ -274,7 +274,7 @@ def test_options_name_the_methods_of_every_route(
     for method, rule in rules(app):
         path = rule.replace("<task_id>", task["id"]).replace("<agent_id>", "summarizer")
         methods.setdefault(path.replace("<key_id>", task["id"]), set()).add(method)
-    # For the router, "bulk" could be the id of a task.
+    # For the router, "bulk" could be the ID of a task.
     methods["/task/bulk"] |= methods[f"/task/{task['id']}"]
     for path, allowed in methods.items():
         with subtests.test(path):

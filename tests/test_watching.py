@@ -295,7 +295,7 @@ def test_wait_has_an_upper_limit(alice: ApiClient, task: dict[str, Any]) -> None
 
 
 def test_wait_without_a_place_is_answered_at_once(alice: ApiClient, task: dict[str, Any]) -> None:
-    """The app of the tests has two places."""
+    """The app of the tests has two slots."""
     path = f"/task/{task['id']}/logs"
     answers = [waiting(alice, path) for _ in range(2)]
     third = alice.get(path, headers={"Prefer": "wait=20"})
@@ -303,19 +303,19 @@ def test_wait_without_a_place_is_answered_at_once(alice: ApiClient, task: dict[s
     assert third.headers["Retry-After"] == "15"
     alice.append(task, "one")
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
-    # Their places are free again.
+    # Their slots are free again.
     assert "Preference-Applied" in alice.get(path, headers={"Prefer": "wait=1"}).headers
 
 
 def places(app: Flask) -> list[str]:
-    """The users who hold a place now, in the order in which they came."""
+    """The users who hold a slot now, in the order in which they came."""
     return [slot.user_id for slot in resources.find(WaitSlots, app)._held]
 
 
 def test_user_who_holds_all_places_leaves_one_to_another(
     app: Flask, alice: ApiClient, bob: ApiClient, task: dict[str, Any]
 ) -> None:
-    """The app of the tests has two places."""
+    """The app of the tests has two slots."""
     path, his = f"/task/{task['id']}/logs", bob.start()
     first, second = waiting(alice, path), waiting(alice, path)
     with ThreadPoolExecutor(1) as pool:
@@ -323,7 +323,7 @@ def test_user_who_holds_all_places_leaves_one_to_another(
         bobs = pool.submit(bob.get, f"/task/{his['id']}/logs", headers=prefer)
         until(lambda: places(app) == [task["userId"], his["userId"]])
         assert first().json == {"logs": [], "next": 0, "status": "running"}
-        # Neither takes the other's only place.
+        # Neither takes the other's only slot.
         assert "Preference-Applied" not in alice.get(path, headers=prefer).headers
         alice.append(task, "hers")
         bob.append(his, "his")

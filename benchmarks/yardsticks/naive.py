@@ -116,7 +116,7 @@ def create_app(database: str = "") -> Flask:
 def store(
     database: str, keys: dict[str, str], tasks: list[dict[str, Any]], copies: int = 1
 ) -> None:
-    """Make the database with keys, digest -> id of the user, and each task `copies` times."""
+    """Make the database with keys, digest -> ID of the user, and each task `copies` times."""
     with create_app(database).app_context():
         db.session.execute(db.insert(User), [{"id": user} for user in set(keys.values())])
         rows = [{"digest": digest, "user_id": user} for digest, user in keys.items()]

@@ -97,7 +97,7 @@ def create_app() -> Flask:
 
 
 def store(url: str, keys: dict[str, str], tasks: list[dict[str, Any]]) -> None:
-    """Make the database with keys, digest -> id of the user, and tasks with their lines."""
+    """Make the database with keys, digest -> ID of the user, and tasks with their lines."""
     with psycopg.connect(url) as writer, writer.cursor() as cursor:
         cursor.execute(TABLES)
         cursor.executemany("INSERT INTO users VALUES (%s)", [[user] for user in set(keys.values())])

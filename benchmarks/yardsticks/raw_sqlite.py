@@ -134,7 +134,7 @@ def create_app() -> Flask:
 
 
 def store(path: str, keys: dict[str, str], tasks: list[dict[str, Any]]) -> None:
-    """Make the database with keys, digest -> id of the user, and tasks without their lines."""
+    """Make the database with keys, digest -> ID of the user, and tasks without their lines."""
     writer = connect(path)
     writer.executescript(TABLES)
     writer.execute("BEGIN")

@@ -28,7 +28,7 @@ from taskservice.terminal import exit_with_error
 
 # Connections of a server process, in addition to streams and waits.
 MAX_CONNECTIONS = 500
-MEMORY_FOLDER = Path("/dev", "shm")
+MEMORY_DIRECTORY = Path("/dev", "shm")
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
@@ -70,7 +70,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # For requests in progress at a stop; systemd and Docker kill the service after 10 s.
         "graceful_timeout": 8,
         # The heartbeat is a file; in memory it neither waits for a disk nor needs space on one.
-        "worker_tmp_dir": str(MEMORY_FOLDER) if os.access(MEMORY_FOLDER, os.W_OK) else None,
+        "worker_tmp_dir": str(MEMORY_DIRECTORY) if os.access(MEMORY_DIRECTORY, os.W_OK) else None,
         # Two services of one user would share one socket.
         "control_socket_disable": True,
         "limit_request_line": 8190,

@@ -168,7 +168,7 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     listed = objects(machine.run("task", "list", "--agent", "mail-r", "--json").stdout)
     assert [task["id"] for task in listed] == [task["id"]]
     assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []
-    # Another agent may have such an id.
+    # Another agent may have such an ID.
     machine.run("run", "--agent", "mail-r", "--", "true")
     registered = [agent["id"] for agent in machine.user.read("/agent")]
     assert {"mail-r", "mail-reader", "mail-sorter"} <= set(registered)

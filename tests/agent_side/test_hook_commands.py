@@ -13,7 +13,7 @@ from tests.support.waiting import until
 
 
 def add(machine: AgentMachine, *arguments: str, **options: str) -> str:
-    """The id of a new hook."""
+    """The ID of a new hook."""
     added = machine.run("hook", "add", *arguments, **options)
     assert added.returncode == 0, added.stderr
     return added.stdout.strip()

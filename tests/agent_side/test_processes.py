@@ -82,13 +82,13 @@ def test_stop_reaches_a_child_in_another_process_group() -> None:
     os.close(reader)
 
 
-# Starts children as fast as it can, and prints the id of each.
+# Starts children as fast as it can, and prints the ID of each.
 FORKS = "echo ready; while :; do sleep 1000 & echo $!; done"
 
 
 @contextlib.contextmanager
 def none_left(printed: bytearray) -> Iterator[None]:
-    """Afterwards none of the processes lives whose ids were printed."""
+    """Afterwards none of the processes lives whose IDs were printed."""
     try:
         yield
         until(lambda: not _alive(printed))

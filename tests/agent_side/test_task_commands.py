@@ -455,7 +455,7 @@ def test_shell_completes_ids_and_labels(machine: AgentMachine) -> None:
     assert completed("task", "show", "0") in ([], [""])
 
 
-# --- beginnings of ids -------------------------------------------------------------------
+# --- beginnings of IDs -------------------------------------------------------------------
 
 
 def test_prefix_of_an_id_is_enough(machine: AgentMachine) -> None:

@@ -389,7 +389,7 @@ def test_wrong_method_is_405_with_allow(alice: ApiClient, app: Flask) -> None:
     allowed: dict[str, set[str]] = {}
     for method, rule in rules(app):
         allowed.setdefault(filled(rule, **things), set()).add(method)
-    # For the router, "bulk" could be the id of a task.
+    # For the router, "bulk" could be the ID of a task.
     bulk = next(path for path in allowed if path.endswith("/task/bulk"))
     allowed[bulk] |= allowed[bulk.replace("bulk", things["task_id"])]
     before = rows(app)
@@ -695,7 +695,7 @@ def check_answer(response: TestResponse) -> None:
         problem(response, status)
 
 
-# --- HEAD, and the id of a request -------------------------------------------------------
+# --- HEAD, and the ID of a request -------------------------------------------------------
 
 
 def test_head_is_get_without_its_body(alice: ApiClient, app: Flask) -> None:

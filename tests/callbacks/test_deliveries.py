@@ -303,7 +303,7 @@ def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
 
 @pytest.fixture
 def soon_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt that has taken a fifth of a second, not a whole one, leaves its place."""
+    """An attempt that has taken a fifth of a second, not a whole one, leaves its slot."""
     monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 0.2)
 
 
@@ -408,7 +408,7 @@ def test_user_with_more_leases_in_other_processes_comes_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    # On a busy machine an attempt may take a second to arrive, and must not leave its place.
+    # On a busy machine an attempt may take a second to arrive, and must not leave its slot.
     monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 30.0)
     enqueue_many(app, alice, hanging.url, MAX_RECENT + 1)
     change(app, lease=clock.new_id(), leased_until=database_now(30))

@@ -553,7 +553,7 @@ def deaf(port: int = 0) -> Iterator[tuple[str, int]]:
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
-        # The first one takes the only place.
+        # The first one takes the only slot.
         assert select.select([], fillers, [], LATE)[1]
         connects.clear()
         try:

@@ -10,7 +10,7 @@ from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 def test_ten_followers_have_every_line_once_though_workers_are_killed(two_workers: Service) -> None:
-    """One writer at 500 lines a second; each worker has 16 threads, so eight places."""
+    """One writer at 500 lines a second; each worker has 16 threads, so eight slots."""
     person = two_workers.add_user()
     task = person.start()
     followers = [Follower(person, task) for _ in range(10)]

@@ -251,7 +251,7 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
         searched = set()
         for sql, parameters in reads(app, lambda: text_of(window, path)):  # noqa: B023
             plan = plan_of(app, sql, parameters)
-            # The alias is joined by its id.
+            # The alias is joined by its ID.
             looks = {step for step in plan if " tasks " in step}
             assert all(step.startswith("SEARCH tasks USING") for step in looks), plan
             # Agents are sorted by their last task, and the few tasks that ask or hang by the time.

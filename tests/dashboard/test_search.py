@@ -31,7 +31,7 @@ def failed(person: ApiClient, message: str, **fields: Any) -> Json:
 
 
 def links_of(window: Browser, query: str) -> list[tuple[str, str]]:
-    """The id of the task and the number of each line that the page links to."""
+    """The ID of the task and the number of each line that the page links to."""
     html = window.read(f"/search?{query}")
     return re.findall(r'<li><a href="/tasks/([0-9a-f-]{36})[^"#]*(?:#L(\d+))?"', html)
 
@@ -45,7 +45,7 @@ def test_id_or_its_beginning_leads_to_the_task(
         response = window.get("/", query_string={"q": text, "status": "running"})
         assert response.status_code == 303
         assert response.location.partition("?")[0] == f"/tasks/{id}"
-    # Too short, two tasks, another user's, and no id.
+    # Too short, two tasks, another user's, and no ID.
     alice.start()
     for text in (id[:7], id[:8], bob.start()["id"], "f" * 33, f"{id}0", "-" * 36, "20261128"):
         assert window.get("/", query_string={"q": text}).status_code == 200

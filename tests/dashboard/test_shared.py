@@ -280,7 +280,7 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
     app: Flask, alice: ApiClient, bob: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = resources.find(WaitSlots, app)
-    # Viewers get four places.
+    # Viewers get four slots.
     monkeypatch.setattr(slots, "_count", 16)
     paths = [link_to(alice, task)[1] for _ in range(3)]
     of_bob = bob.start(claim=True)
@@ -291,7 +291,7 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
         stack.callback(alice.report, task, status="complete")
         stack.enter_context(viewer(app, paths[1]))
         stack.callback(bob.report, of_bob, status="complete")
-        # The oldest leaves its place, and does not get it back.
+        # The oldest loses its slot, and does not get it back.
         assert crowd[0].result().count("event: log") == 2
         problem(Browser(app).get(f"{paths[0]}/events"), 503)
         stack.enter_context(viewer(app, path_of_bob, lines=0))
@@ -299,7 +299,7 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
         stack.enter_context(viewer(app, path_of_bob, lines=0))
         assert crowd[2].result().count("event: log") == 2
         assert [bool(slot.link_id) for slot in slots._held] == [True] * 4
-        # Each user has two places.
+        # Each user has two slots.
         problem(Browser(app).get(f"{paths[2]}/events"), 503)
         problem(Browser(app).get(f"{path_of_bob}/events"), 503)
         alice.report(task, status="complete")
@@ -307,7 +307,7 @@ def test_viewers_of_one_link_leave_places_to_other_links_and_users(
 
 
 def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, task: Json) -> None:
-    """The app of the tests has two places, of which viewers get one."""
+    """The app of the tests has two slots, of which viewers get one."""
     _, path = link_to(alice, task)
     with viewer(app, path) as events:
         full = Browser(app).get(f"{path}/events")
@@ -315,7 +315,7 @@ def test_viewers_take_no_place_from_their_user(app: Flask, alice: ApiClient, tas
         assert "Retry-After" in full.headers
         waited = Browser(app).get(f"{path}/task", headers={"Prefer": "wait=20"})
         assert "Preference-Applied" not in waited.headers
-        # The user has the other place.
+        # The user has the other slot.
         hers = alice.get(f"/task/{task['id']}/logs?after=2", headers={"Prefer": "wait=1"})
         assert "Preference-Applied" in hers.headers
         alice.report(task, status="complete")

@@ -460,7 +460,7 @@ def test_failure_is_compared_with_the_last_good_run(
     assert of_bob.get(path).status_code == 404
     of_agent = signed_in(alice.agent_key())
     assert '#L2"' in of_agent.get(path).text
-    # The same as the last good run, and while all places are taken.
+    # The same as the last good run, and while all slots are taken.
     equal = {"input": good["input"], "labels": {}}
     again = alice.report(alice.start(claim=True, **equal), status="error", output={"n": 1})
     path = f"/tasks/{again['id']}/new-lines"
@@ -485,7 +485,7 @@ def test_nothing_is_compared_without_a_failure_or_a_good_run(
 
 
 def beside(window: Browser, task_id: str) -> dict[str, str]:
-    """The ids of the previous and the next run to which a task page links."""
+    """The IDs of the previous and the next run to which a task page links."""
     page = window.get(f"/tasks/{task_id}").text
     return dict(re.findall(r'id="(previous|next)-run" href="/tasks/([^"]+)"', page))
 

@@ -183,7 +183,7 @@ def image(engine: str) -> Iterator[str]:
 
 @contextmanager
 def container(engine: str, image: str, *options: str) -> Iterator[str]:
-    """The id of a container of the image, once it is healthy."""
+    """The ID of a container of the image, once it is healthy."""
     name = output(engine, "run", "--detach", *options, image)
     try:
         until(partial(succeeds, engine, "exec", name, *words("HEALTHCHECK")))

@@ -392,7 +392,7 @@ def test_each_kind_is_read_from_an_index(
     plans = []
     for statement, parameters in reads(app, lambda: items(alice)):
         plans += plan_of(app, statement, parameters)
-    # A subquery that is read row by row, and the ids of tasks whose logs are read.
+    # A subquery that is read row by row, and the IDs of tasks whose logs are read.
     assert {step for step in plans if step.startswith("SCAN")} <= {
         "SCAN CONSTANT ROW",
         "SCAN anon_1",

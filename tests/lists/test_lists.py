@@ -679,7 +679,7 @@ def test_altered_part_of_a_cursor_is_refused(alice: ApiClient, tasks: list[Task]
 
 
 def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
-    """Any JSON value, often with a part of a real cursor in it, and often as long as an id."""
+    """Any JSON value, often with a part of a real cursor in it, and often as long as an ID."""
     kind = dice.randrange(5 if depth < 2 else 3)
     if kind == 0:
         return dice.choice(parts)
@@ -847,7 +847,7 @@ SELECTIVE: dict[str, dict[str, str]] = {
 
 
 def selective(tasks: list[Task]) -> dict[str, dict[str, str]]:
-    """SELECTIVE with the id of the first task, which has children."""
+    """SELECTIVE with the ID of the first task, which has children."""
     first = tasks[0]["id"]
     return {
         index: {name: first if name == "parentId" else value for name, value in fields.items()}

@@ -220,7 +220,7 @@ def test_finished_task_tells_how_long_it_is_kept(
 def test_calls_without_a_place_are_answered_at_once(
     app: Flask, plain: McpClient, alice: ApiClient
 ) -> None:
-    """The app of the tests has two places."""
+    """The app of the tests has two slots."""
     task = alice.start()
     with ExitStack() as stack:
         waiting = {"taskId": task["id"]}

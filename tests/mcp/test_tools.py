@@ -147,7 +147,7 @@ def test_name_never_passes_to_an_agent_with_another_id(alice: ApiClient, mcp: Mc
     alice.register("clean.up", tool=False)
     assert runs("clean_up") is None
     assert runs(hashed("clean-up", "clean_up")) == "clean-up"
-    # An id is the name that another has by its digest.
+    # An ID is the name that another has by its digest.
     taken = hashed("clean-up", "clean_up")
     alice.register(taken, tool=True)
     assert runs(taken) is None

@@ -85,7 +85,7 @@ def people(nodes: list[Service]) -> list[RemoteClient]:
 
 
 def start(person: RemoteClient, key: str) -> str:
-    """The id of a task that is started with this idempotency key; empty for an honest 503."""
+    """The ID of a task that is started with this idempotency key; empty for an honest 503."""
     headers, body = {"Idempotency-Key": key}, {"agentId": "worker"}
     answer = person.request("POST", "/task", json=body, headers=headers)
     if answer.status_code == 503:

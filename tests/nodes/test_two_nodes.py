@@ -280,13 +280,13 @@ def check_lines(writer: Writer, followers: list[Follower], task: dict[str, Any])
 
 
 def check_webhooks(ledger: Ledger, receiver: Receiver) -> None:
-    """Each finished task has one webhook, which came at least once, always with the same id."""
+    """Each finished task has one webhook, which came at least once, always with the same ID."""
     until(lambda: webhooks(receiver).keys() == ledger.finished.keys())
     assert {len(ids) for ids in webhooks(receiver).values()} == {1}
 
 
 def webhooks(receiver: Receiver) -> dict[str, set[str]]:
-    """The ids of the webhooks that came for each task."""
+    """The IDs of the webhooks that came for each task."""
     ids = defaultdict(set)
     for request in list(receiver.requests):
         ids[json.loads(request.body)["id"]].add(request.headers["webhook-id"])

@@ -64,7 +64,7 @@ def messages(app: Flask, receiver: Receiver, count: int) -> list[Task]:
 
 
 def hanging(person: ApiClient) -> list[str]:
-    """The ids of the tasks that hang, as the list says it."""
+    """The IDs of the tasks that hang, as the list says it."""
     return [task["id"] for task in expect(person.get("/task?hanging=true"), 200)]
 
 

@@ -1,4 +1,4 @@
-"""For operators: livez, readyz, metrics of all workers, and request ids."""
+"""For operators: livez, readyz, metrics of all workers, and request IDs."""
 
 import json
 import logging
@@ -659,7 +659,7 @@ def test_failed_probe_is_repeated(app: Flask) -> None:
     assert probe.result(5) == "yes"
 
 
-# --- the log, and request ids ------------------------------------------------------------
+# --- the log, and request IDs ------------------------------------------------------------
 
 
 def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None:
@@ -670,7 +670,7 @@ def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None
     response = app.test_client().post("/livez")
     assert response.json is not None
     assert response.json["requestId"] == response.headers["X-Request-Id"]
-    # All 401s have the same body; only the header has the id.
+    # All 401s have the same body; only the header has the ID.
     refused = app.test_client().get("/api/v1/task")
     assert "requestId" not in problem(refused, 401)
     assert refused.headers["X-Request-Id"] != ""
@@ -824,7 +824,7 @@ def signed_in(person: RemoteClient) -> requests.Session:
 
 
 def lines_by_id(log: str, form: str) -> dict[str, dict[str, Any]]:
-    """Request id -> what the line of the request says."""
+    """Request ID -> what the line of the request says."""
     lines = [line for line in log.splitlines() if "requestId" in line]
     fields = map(json.loads if form == "json" else fields_of, lines)
     return {line["requestId"]: line for line in fields}

@@ -32,7 +32,7 @@ def folder(node_modules: Path, tmp_path: Path) -> Path:
 
 
 def verdicts(folder: Path, webhook: Received, secret: str) -> dict[str, str]:
-    """Library -> the id of the task that it read in the webhook, or why it refused this."""
+    """Library -> the ID of the task that it read in the webhook, or why it refused this."""
     received = {"secret": secret, "headers": webhook.headers, "body": webhook.body.decode()}
     done = subprocess.run(
         ["node", PROGRAM.name], cwd=folder, input=json.dumps(received),
@@ -48,7 +48,7 @@ def secret(owner: RemoteClient, method: str = "GET") -> str:
 
 
 def webhook(owner: RemoteClient, receiver: Receiver) -> tuple[str, Received]:
-    """The id of a task that ends now, and its webhook."""
+    """The ID of a task that ends now, and its webhook."""
     count = len(receiver.requests)
     task = owner.start(callback=receiver.url)
     report = {"status": "complete", "output": {"text": "Zürich \u2028 🎉", "number": 1.50}}

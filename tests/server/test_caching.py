@@ -72,7 +72,7 @@ def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
 
 
 def comparable(answer: requests.Response) -> tuple[int, str]:
-    """What an answer says; without the id of the request, which is always another."""
+    """What an answer says; without the ID of the request, which is always another."""
     return answer.status_code, re.sub('"requestId":".*?"', "", answer.text)
 
 

@@ -65,7 +65,7 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_continues(tmp_path: 
             with socket.create_connection(("127.0.0.1", service.port)) as client:
                 client.sendall(request_of(alice, "tools/call", {"name": "summarizer"}))
                 until(lambda count=count: len(tasks_of(alice)) == count)  # type: ignore[misc]
-        # Both places of waits are free again, long before the wait would have ended.
+        # Both slots of waits are free again, long before the wait would have ended.
         until(lambda: answered(alice) == 2)
         assert time.monotonic() - began < WAIT
         for task in tasks_of(alice):

@@ -246,7 +246,7 @@ def test_200_workers_and_100_followers_leave_the_threads_to_others(tmp_path: Pat
         assert early.startswith(b"HTTP/1.1 204 ")
         assert b"\r\nRetry-After: " in early
         assert bob.request("GET", "/user").status_code == 200
-        # And another user gets the place of a worker.
+        # And another user gets the slot of a worker.
         seen = bob.start()
         follow = request_of(bob, "GET", f"/task/{seen['id']}/events")
         clients.append(stack.enter_context(connect(service.port)))

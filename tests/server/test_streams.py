@@ -252,7 +252,7 @@ def test_follower_has_every_line_once_though_the_service_is_restarted(service: S
     assert follower.connections >= 3
 
 
-# --- places ------------------------------------------------------------------------------
+# --- slots -------------------------------------------------------------------------------
 
 
 def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: Service) -> None:
@@ -377,7 +377,7 @@ def test_each_change_of_a_question_is_an_event_in_every_process(two_workers: Ser
 
 
 def opened(follower: Follower) -> list[list[str]]:
-    """The ids of the open questions, in each event of a task."""
+    """The IDs of the open questions, in each event of a task."""
     return [[question["id"] for question in state["questions"]] for state in follower.states]
 
 

@@ -138,7 +138,7 @@ def check_invalid_fields(
 
 
 def problem_text(response: TestResponse) -> dict[str, Any]:
-    """The members of a problem, without the request id."""
+    """The members of a problem, without the request ID."""
     # To HEAD, nothing.
     body: dict[str, Any] = json.loads(response.data or b"{}")
     return {name: value for name, value in body.items() if name != "requestId"}

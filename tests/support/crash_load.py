@@ -26,7 +26,7 @@ class Ledger:
     lines: dict[str, list[str]] = field(default_factory=dict)
     finished: dict[str, str] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
-    # Of the questions, by their ids: as they were asked, as they ended for their agent, and the
+    # Of the questions, by their IDs: as they were asked, as they ended for their agent, and the
     # answers that people saw accepted.
     asked: dict[str, str] = field(default_factory=dict)
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -98,7 +98,7 @@ class Client:
 
 
 def posts(receiver: Receiver) -> list[str]:
-    """The ids of the tasks in all that came."""
+    """The IDs of the tasks in all that came."""
     return [json.loads(request.body)["id"] for request in list(receiver.requests)]
 
 

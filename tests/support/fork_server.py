@@ -71,7 +71,7 @@ class ForkServer:
         self._process.wait()
 
     def fork(self, job: bytes, files: Sequence[int]) -> int:
-        """The id of a new child of this process, which does the job with these three files."""
+        """The ID of a new child of this process, which does the job with these three files."""
         with self._lock:
             # The parent of the new process ends at once: the nearest subreaper inherits it.
             _be_subreaper(True)

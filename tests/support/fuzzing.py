@@ -1,4 +1,4 @@
-"""Hooks for schemathesis: valid ids for requests, and routes to skip."""
+"""Hooks for schemathesis: valid IDs for requests, and routes to skip."""
 
 import os
 from typing import Any
@@ -14,7 +14,7 @@ NOBODY = "http://127.0.0.1:9/"
 
 @schemathesis.hook("map_body")
 def make_starts_possible(context: schemathesis.HookContext, body: Any) -> Any:
-    """Any text may be an agent's id, so that what did not fit does not fit still."""
+    """Any text may be an agent's ID, so that what did not fit does not fit still."""
     if isinstance(body, dict) and isinstance(body.get("agentId"), str):
         return body | {"agentId": AGENT}
     return body

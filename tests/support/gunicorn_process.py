@@ -121,7 +121,7 @@ class GunicornProcess:
         return time.monotonic() - began
 
     def worker(self) -> int:
-        """The process id of the worker that happens to answer."""
+        """The process ID of the worker that happens to answer."""
         return int(self.get("/pid"))
 
     def end(self, signum: int) -> int:

@@ -56,7 +56,7 @@ def is_document(rule: Rule) -> bool:
 
 
 def filled(rule: str, **values: str) -> str:
-    """The path of a rule with these values in it, and unknown ids for all others."""
+    """The path of a rule with these values in it, and unknown IDs for all others."""
     return re.sub(r"<(?:.*?:)?(.*?)>", lambda match: values.get(match[1], str(uuid4())), rule)
 
 
@@ -153,7 +153,7 @@ def plan_of(app: Flask, sql: str, parameters: Any = ()) -> list[str]:
 
 
 def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
-    """Add copies of a task without its log; returns their ids, oldest first."""
+    """Add copies of a task without its log; returns their IDs, oldest first."""
     ids = [clock.new_id() for _ in range(count)]
     with app.app_context(), transaction() as connection:
         of_task = select(Task.__table__).where(Task.id == task["id"])

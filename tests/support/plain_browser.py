@@ -21,7 +21,7 @@ class Browser:
         return self.client.get(path, **{**self._base, **options})
 
     def read(self, path: str, **options: Any) -> str:
-        """A stream to its end; until it is closed it holds one of few places."""
+        """A stream to its end; until it is closed it holds one of few slots."""
         with closing(self.get(path, **options)) as response:
             return response.text
 

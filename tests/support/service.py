@@ -135,7 +135,7 @@ class Service:
             self.process.wait(timeout=PATIENCE_SECONDS)
 
     def workers(self) -> list[int]:
-        """The process ids of the workers."""
+        """The process IDs of the workers."""
         assert self.process is not None
         return child_ids(self.process.pid)
 

@@ -30,6 +30,6 @@ def has_ended(process_id: int) -> bool:
 
 
 def child_ids(process_id: int) -> list[int]:
-    """The ids of the processes that the main thread of this process has started."""
+    """The IDs of the processes that the main thread of this process has started."""
     children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
     return [int(child) for child in children.split()]
