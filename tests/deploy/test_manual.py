@@ -126,6 +126,11 @@ def test_installation_lives_as_the_manual_says(
     assert 'taskservice_database_size_bytes{part="database"}' in sizes
     assert 'taskservice_tasks{status="running"} 1' in sizes
 
+    secret_key = machine.root / "var/lib/taskservice/secret_key"
+    before = secret_key.read_text()
+    assert "FAILED" not in root.types("rotation: secret key")
+    assert secret_key.read_text() != before
+
     installed = [machine.units / SERVICE, machine.root / "opt/taskservice/bin/taskservice-backup"]
     for path in installed:
         path.write_text(f"{path.read_text()}# of the old version\n")
@@ -180,6 +185,11 @@ def move_to_postgresql(
     assert log_of(alice, task) == ["before"]
     assert requests.get(f"{alice.url}/readyz", timeout=60).ok
     assert "sqlite" not in root.terminal.run("taskservice db check")
+
+    before = settings.read_text()
+    assert "FAILED" not in root.types("rotation: secret key of nodes")
+    assert settings.read_text() != before
+    assert log_of(alice, task) == ["before"]
 
     root.terminal.run(f"echo PATH=$PATH >> {settings}; systemctl start taskservice-backup.service")
     later = alice.start()

@@ -1,5 +1,6 @@
-"""The commands of docs/operate for backups and moves, run as printed."""
+"""The commands of docs/operate for backups, moves and keys, run as printed."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.api_client import RemoteClient
 from tests.support.commands import check
 from tests.support.databases import Databases
 from tests.support.documents import Terminal, block_in, install_commands
@@ -47,7 +49,7 @@ def typed(shell: Terminal, mark: str, **names: str) -> str:
 EXAMPLES = {
     "other": "/srv/other", "backup": "/backup/", "today": "$(date +%F)",
     "database": "instance/taskservice.db", "replica": "/backup/replica",
-    "postgresql": "postgresql://tasks@db.example.org/tasks",
+    "key": "KEY_ID", "user": "alice", "postgresql": "postgresql://tasks@db.example.org/tasks",
 }  # fmt: skip
 
 
@@ -73,6 +75,28 @@ def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> N
     printed = typed(shell, "export", other=str(other))
     assert "0 tasks imported, 0 already existed; 1 user, 0 agents and 0 hooks added" in printed
     assert "user alice has no key yet" in printed
+
+
+def test_keys_and_secrets_are_replaced_as_printed(terminal: Terminal, tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user("alice")
+        terminal.run(
+            f"{settings_of(tmp_path / 'data', tmp_path)}\n"
+            f"export TASKSERVICE_URL={alice.url} TASKSERVICE_APIKEY={alice.key}"
+        )
+        second = RemoteClient(alice.url, typed(terminal, "rotation: add").split()[-1])
+        old = alice.read("/callback-secret")
+        new = json.loads(typed(terminal, "rotation: callback secret"))
+        assert old["secret"] != new["secret"] == second.read("/callback-secret")["secret"]
+        key_id = alice.read("/user")["key"]["id"]
+        typed(terminal, "rotation: revoke", key=key_id)
+        assert alice.request("GET", "/user").status_code == 401
+        assert second.request("GET", "/user").ok
+        typed(terminal, "revoke")
+        assert second.request("GET", "/user").status_code == 401
+        # It asks for the name.
+        assert "alice" in typed(terminal, "delete a user", user="alice --yes")
+        assert "alice" not in terminal.run("taskservice user list")
 
 
 def test_litestream_copies_every_acknowledged_write_as_printed(tmp_path: Path) -> None:

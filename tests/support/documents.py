@@ -35,6 +35,13 @@ def blocks(name: str, mark: str) -> list[str]:
     return re.findall(pattern, DOCUMENTS[name], re.DOTALL)
 
 
+def command_blocks(name: str) -> list[tuple[str, str]]:
+    """The mark, or an empty text, and the text of each block for a shell that nobody generates."""
+    text = re.sub(r"<!-- generated -->.*?<!-- end", "", DOCUMENTS[name], flags=re.DOTALL)
+    pattern = r"(?:<!-- ([^>]*) -->\n)?^ *```sh\n(.*?)^ *```$"
+    return re.findall(pattern, text, re.DOTALL | re.MULTILINE)
+
+
 def block_in(folder: str, mark: str) -> str:
     """The one code block in the documents of a directory that follows this mark."""
     names = [name for name in DOCUMENTS if name.startswith(f"docs/{folder}/")]
