@@ -162,7 +162,7 @@ class Config:
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _number(1024, 1024 * 1024 * 1024),
-        "Maximum size of a request body in bytes; except for logs at most 2 MiB.",
+        "Maximum size in bytes of an append to a log; of other requests, at most 2 MiB.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
         (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
@@ -170,8 +170,8 @@ class Config:
     PUBLIC_URL: str = _setting(
         "",
         _public_url,
-        "URL of the service for links in messages; unset: `http://` and `BIND` if that is a "
-        "loopback address and `PROXY_HOPS` is 0, else no links.",
+        "URL of the service for links in messages; unset: `http://` and `BIND` on a loopback "
+        "address without a proxy, else no links.",
     )
     SMTP_URL: destinations.MailServer | None = _setting(
         None,
