@@ -349,7 +349,7 @@ class Outbox:
 
 @cache
 def _register_exit(process_id: int) -> None:
-    """Send the lines at the exit of a multiprocessing child, which ignores atexit handlers."""
+    """Register `_send_rest` in a multiprocessing child, which runs no atexit handlers."""
     if util := sys.modules.get("multiprocessing.util"):
         util.Finalize(None, _send_rest, exitpriority=10)
 

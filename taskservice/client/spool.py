@@ -177,7 +177,7 @@ class Spool:
             self._position = open_file(directory / "position", os.O_RDWR | os.O_CREAT)
             self._file = open_file(directory / "lines", os.O_RDWR | os.O_CREAT)
             self._resume()
-            # Now, while there is space: without it a later process could not resume.
+            # Written now, while there is space: without it a later process could not resume.
             self._write_position()
             on_error.pop_all()
 
@@ -214,7 +214,8 @@ class Spool:
             with suppress(OSError):
                 self._write_position()
                 if self._end and self._start == self._end:
-                    # After the position, whose number of confirmed bytes is 0 for an empty file.
+                    # Only after the position is written. An empty file has no confirmed bytes in
+                    # any case.
                     self._empty_file()
                     self._write_position()
 
