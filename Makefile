@@ -12,7 +12,7 @@ USER_NAME ?= me
 BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
 # Kept bytecode saves seconds in each process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
-# More than processors, since many tests wait for another process.
+# More than CPUs, since many tests wait for another process.
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 # More arguments for `make test-all`, such as `@FILE` with a line for each.
 PYTEST ?=
