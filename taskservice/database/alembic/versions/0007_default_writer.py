@@ -1,4 +1,4 @@
-"""A task counts the lines of its writer without a name; a moment that nothing reads is gone."""
+"""A task counts the lines of its writer without a name; an unused time is removed."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Events, hooks and their deliveries; what an agent's last tasks and workers say of it."""
+"""Events, hooks and their deliveries; the state of an agent by its last tasks and workers."""
 
 # ruff: noqa: S608 - all parts of these statements are constants
 

@@ -1,4 +1,4 @@
-"""The schedule of a hook's messages for people, and its failures, at the hook; its tests."""
+"""Columns of hooks for the schedule of messages for people and for failures; tests of hooks."""
 
 # ruff: noqa: S608 - all parts of these statements are constants
 

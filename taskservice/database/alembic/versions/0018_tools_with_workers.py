@@ -1,4 +1,4 @@
-"""An agent is an MCP tool by choice, or while it has a worker; and since when it is one."""
+"""Agents are MCP tools by choice, or while they have a worker; the time since then."""
 
 import sqlalchemy as sa
 from alembic import op

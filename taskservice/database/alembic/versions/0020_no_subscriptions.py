@@ -1,4 +1,4 @@
-"""Subscriptions of MCP clients end; hooks, and what is pending for them, stay."""
+"""Subscriptions of MCP clients end; hooks and their pending deliveries remain."""
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def upgrade() -> None:
-    # Without foreign keys, as SQLite migrates, nothing is deleted along.
+    # SQLite migrates without foreign keys, so dependent rows are not deleted.
     op.execute(f"DELETE FROM attempts WHERE delivery_id IN ({DELIVERIES})")
     op.execute(f"DELETE FROM deliveries WHERE hook_id IN ({SUBSCRIPTIONS})")
     op.execute("DELETE FROM hooks WHERE subscription IS NOT NULL")
@@ -30,6 +30,6 @@ def upgrade() -> None:
         batch.drop_constraint("hooks_subscription_key", type_="unique")
         for name in COLUMNS:
             batch.drop_column(name)
-        # That of a hook that is being deleted.
+        # For hooks that are being deleted.
         batch.alter_column("expires_at", new_column_name="deleted_at")
     op.drop_column("event_streams", "polled_at")

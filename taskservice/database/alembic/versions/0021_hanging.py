@@ -1,4 +1,4 @@
-"""Tasks that hang, of which hooks with the default events are told."""
+"""Tasks that hang; hooks with the default events are notified of them."""
 
 import json
 
@@ -24,7 +24,7 @@ def upgrade() -> None:
     ):
         op.add_column("tasks", column)
     is_claimed = "status = 'running' AND claimed_at IS NOT NULL"
-    # A time of the past: maintenance checks them at once.
+    # A time in the past, so that maintenance checks them immediately.
     op.execute(f"UPDATE tasks SET hang_check_at = claimed_at WHERE {is_claimed}")  # noqa: S608
     for name, columns, where in (
         ("tasks_hanging", ["user_id", "created_at", "id"], "hanging_since IS NOT NULL"),

@@ -1,4 +1,4 @@
-"""Until when an agent is muted, since when and by whom; which hooks know that it is broken."""
+"""The end, start and key of an agent's mute; the hooks that know that it is broken."""
 
 import json
 
@@ -32,7 +32,7 @@ def upgrade() -> None:
         sqlite_where=is_muted,
         postgresql_where=is_muted,
     )
-    # Until now all hooks were told when an agent is fixed.
+    # Until now, all hooks were notified when an agent is fixed.
     is_broken = AGENTS.c.state == "broken"
     connection = op.get_bind()
     users = connection.scalars(sa.select(AGENTS.c.user_id).distinct().where(is_broken)).all()

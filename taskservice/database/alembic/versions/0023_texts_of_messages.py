@@ -1,4 +1,4 @@
-"""What people were told, at the attempt."""
+"""The text of a message for people, at its attempt."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""After how many failures in a row a hook is told that an agent is broken."""
+"""The number of failures in a row after which a hook is notified of a broken agent."""
 
 import sqlalchemy as sa
 from alembic import op
