@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -181,6 +182,18 @@ def test_description_on_a_package_index_needs_no_other_file() -> None:
     settings.read(ROOT / "setup.cfg")
     name = settings["metadata"]["long_description"].removeprefix("file: ")
     assert not re.findall(r"\]\((?!https://)", (ROOT / name).read_text())
+
+
+def test_address_of_the_repository_is_replaced_everywhere(tmp_path: Path) -> None:
+    (block,) = blocks("CONTRIBUTING.md", "address of the repository")
+    names = block.split("\\\n")[1].split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    subprocess.run(["sh", "-c", block], cwd=tmp_path, check=True)
+    texts = {name: text for name, text in DOCUMENTS.items() if name != "CONTRIBUTING.md"}
+    for text in (texts | {name: (tmp_path / name).read_text() for name in names}).values():
+        assert not re.search(r"repository\.invalid|git clone REPOSITORY", text)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

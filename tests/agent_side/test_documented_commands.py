@@ -12,7 +12,7 @@ from tests.support.service import Service
 
 # How a block begins that has no mark and is not typed here, and why.
 NOT_TYPED = {
-    "git clone REPOSITORY": "`.ci/first-run` and `tests/operations/test_installations.py` have it",
+    "git clone ": "`.ci/first-run` and `tests/operations/test_installations.py` have it",
     "make run": "`.ci/first-run` types it",
     "uvx --from ": "`.ci/dist` installs the wheel",
     "gunicorn -c ": "tests/operations/test_commands.py starts it",
