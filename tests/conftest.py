@@ -1,4 +1,4 @@
-"""Fixtures: the service on both databases, its people, and a receiver for callbacks."""
+"""Fixtures: the service on both databases, its users, and a receiver for callbacks."""
 
 import gc
 import shutil
@@ -34,15 +34,15 @@ from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import PATIENCE_SECONDS
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and so all programs
-# that they start.
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and all programs that
+# they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Databases]:
     folder = tmp_path_factory.getbasetemp()
-    # With several test processes the directory above is the one that they share.
+    # Several test processes share the parent directory.
     databases = Databases(folder, folder if worker_id == "master" else folder.parent)
     yield databases
     databases.close()
@@ -52,8 +52,8 @@ def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
 def data_folder(tmp_path: Path) -> Path:
     """The directory of the app's data.
 
-    It is another one for each test: the last connection to a database removes the logs of that
-    name when it is closed, and a thread of an earlier test may close one late.
+    Each test has its own: the last connection to a database removes the logs of that name when it
+    is closed, and a thread of an earlier test may close a connection late.
     """
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
@@ -117,7 +117,7 @@ def subtests(subtests: pytest.Subtests) -> CheapSubtests:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the service had been there for five minutes already, with steady clocks."""
+    """As if the service had been running for five minutes, with steady clocks."""
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
 
 
@@ -128,7 +128,7 @@ def maintenance(app: Flask, no_grace: None) -> Maintenance:
 
 @pytest.fixture
 def patient_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`/readyz` waits for the database as long as a busy machine needs."""
+    """`/readyz` waits for the database for longer, as a busy machine needs."""
     monkeypatch.setattr(health, "READY_SECONDS", PATIENCE_SECONDS)
 
 
@@ -166,7 +166,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    """A shell, as those who read the documents have it."""
+    """A shell, as readers of the documents have it."""
     if shutil.which("curl") is None:
         needs("curl", "install the package curl")
     with Terminal(tmp_path) as terminal:
@@ -197,7 +197,7 @@ def shared_services(
 def two_workers(
     request: pytest.FixtureRequest, shared_services: dict[str, Service], databases: Databases
 ) -> Service:
-    """A running service with two worker processes; what others left in it does not matter."""
+    """A running service with two worker processes; it may contain data of other tests."""
     service = shared_services[request.param]
     if service.process is None:
         if request.param == "postgresql":
@@ -215,7 +215,7 @@ def authority() -> Authority:
 def trusted(
     authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[None]:
-    """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
+    """The tests' CA in SSL_CERT_FILE, as a team adds a private CA."""
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     bounded_http.tls_context.cache_clear()
@@ -224,7 +224,7 @@ def trusted(
 
 
 def pytest_collection_finish() -> None:
-    # The tests stay until the end, so the garbage collector need not look at them each time.
+    # The tests exist until the end, so the garbage collector need not check them each time.
     gc.freeze()
 
 
@@ -233,7 +233,7 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line: how many tests were skipped, and what would let them run."""
+    """One line: how many tests were skipped, and what they need."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     if reasons:

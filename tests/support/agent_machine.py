@@ -27,7 +27,7 @@ http.FIRST_DELAY, http.LONGEST_DELAY, listen.POLL_SECONDS = 0.05, 0.3, 0.1
 {}
 main(prog_name="taskservice")
 """
-# For a service that stays away, or gives no answer that helps: it is soon given up.
+# For a service that remains unavailable, or refuses requests: attempts end soon.
 GIVE_UP_SOON = """
 from taskservice.cli import service_client, task
 from taskservice.runner import run
@@ -48,7 +48,7 @@ AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
 class Command(ForkedPopen):
-    """A running command, whose output a test reads as it comes."""
+    """A running command, whose output a test reads as it arrives."""
 
     stdin: IO[str]
     stdout: IO[str]
@@ -63,7 +63,7 @@ class Command(ForkedPopen):
         return self.stderr.readline()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[str, str]:
-        """Send a signal, and wait for the end; returns what was not read of stdout and stderr."""
+        """Send a signal, and wait for the exit; returns the rest of stdout and stderr."""
         self.send_signal(number)
         return self.communicate(timeout=PATIENCE_SECONDS)
 
@@ -90,16 +90,16 @@ class AgentMachine:
         self.patch("from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3")
 
     def give_up_soon(self) -> None:
-        """From now on its commands wait hardly at all for a service that is unavailable."""
+        """From now on its commands hardly wait for an unavailable service."""
         self.patch(GIVE_UP_SOON)
 
     def lose_service(self) -> None:
-        """From now on no service listens at its address, and its commands soon give up."""
+        """From now on no service listens at its address, and its commands soon fail."""
         self.url = f"http://127.0.0.1:{unused_port()}"
         self.give_up_soon()
 
     def start_without_service(self) -> None:
-        """From now on its runs wait hardly at all for the start of their task, else as usual."""
+        """From now on its runs hardly wait for the start of their task."""
         self.patch("from taskservice.runner import run; run.START_SECONDS = 0.3")
 
     @property
@@ -148,7 +148,7 @@ class AgentMachine:
         return self.spawn("run", "--agent", "a", "--", "sh", "-c", script, **options)
 
     def resend(self) -> subprocess.CompletedProcess[str]:
-        """Send what runs have left to the service of its user, as if that had moved there."""
+        """Send saved runs to the service of its user, as if the service had moved there."""
         for folder in self.left_runs():
             record = folder / "run.json"
             text = re.sub('"url": "[^"]*"', f'"url": "{self.user.url}"', record.read_text())
@@ -158,7 +158,7 @@ class AgentMachine:
         return self.run("run", "--resend")
 
     def kill_left(self) -> None:
-        """Kill what a failed test has left, which would disturb the next one."""
+        """Kill the processes of a failed test, which would disturb the next one."""
         for process in self._spawned:
             if process.poll() is None:
                 process.kill()
@@ -171,7 +171,7 @@ class AgentMachine:
 
 
 def has_ended(machine: AgentMachine) -> bool:
-    """Whether the program of the one run has ended."""
+    """Whether the program of the only run has ended."""
     return any(_has_report(folder / "run.json") for folder in machine.left_runs())
 
 
@@ -184,7 +184,7 @@ def _has_report(record: Path) -> bool:
 
 
 def kill(service: Service) -> None:
-    """End the service as a power failure would: no process of it has a last word."""
+    """End the service as a power failure would: without a last action of any process."""
     workers = service.workers()
     service.stop(9)
     for worker in workers:
@@ -194,12 +194,12 @@ def kill(service: Service) -> None:
 
 
 def objects(text: str) -> list[Any]:
-    """What a command printed with --json."""
+    """The output of a command with --json."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 def end_for_silence(service: Service) -> None:
-    """What maintenance does to running tasks whose machine sleeps, without the wait for it."""
+    """Do what maintenance does to running tasks whose machine sleeps, without the wait."""
     change_rows(
         service,
         "UPDATE tasks SET status = 'error', error_type = 'timeout', error_message = 'silent', "

@@ -1,4 +1,4 @@
-"""Data in every table, made through HTTP, and all that the API says of it."""
+"""Data in every table, created through HTTP, and all that the API returns of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.internals import end_for_silence, expire, set_columns
 from tests.support.receiver import Receiver, answer
 
 PEOPLE = ("alice", "bob")
-# What databases sort, fold, escape and measure in different ways.
+# Texts that databases sort, fold, escape and measure in different ways.
 ODD_TEXTS = ["ß İı ſ \u00e9 e\u0301", "\U0001f600 漢字 \u202e", "a\tb\\n'\"%_ \x01\x7f", "Z a B A"]
 
 
@@ -77,7 +77,7 @@ def _append(person: ApiClient, task: dict[str, Any]) -> None:
 def _ask(app: Flask, person: ApiClient, task: dict[str, Any]) -> None:
     path = f"/task/{task['id']}/question"
     asked: list[dict[str, Any]] = []
-    # A migration must not take the last one for the end of a question.
+    # A migration must not mistake the last one for the end of a question.
     for text in ("May I?", "And now?", "Whom?", f'{ODD_TEXTS[1]}","answer":null}}'):
         headers = {"Idempotency-Key": f"ask {len(asked)}"}
         asked.append(expect(person.post(path, json={"message": text}, headers=headers), 201))
@@ -99,7 +99,7 @@ def _deliver(app: Flask, person: ApiClient, receiver: Receiver) -> None:
 
 
 def seen(person: ApiClient) -> dict[str, Any]:
-    """Everything that the API says to this person."""
+    """Everything that the API returns to this person."""
     tasks = expect(person.get("/task?expand=agent,user"), 200)
     answers = {path: expect(person.get(path), 200) for path in ("/agent?expand=health", "/key")}
     answers |= {path: expect(person.get(path), 200) for path in ("/user", "/callback-secret")}
@@ -117,5 +117,5 @@ def seen(person: ApiClient) -> dict[str, Any]:
 
 
 def as_before(app: Flask, person: ApiClient) -> ApiClient:
-    """The same person, who talks to another app with the same key."""
+    """The same person, who calls another app with the same key."""
     return ApiClient(app, person.name, person.key)

@@ -1,4 +1,4 @@
-"""People and programs that talk to the service, in this process or over a socket."""
+"""People and programs that call the service, in this process or over a socket."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from taskservice.services import users as user_service
 from tests.support import conformance
 
 API = "/api/v1"
-# What a proxy answers for a service that gave no answer.
+# The statuses of a proxy for a service that does not respond.
 OF_A_PROXY = (502, 504)
 
 
 class ApiClient:
     """A client with an API key that calls an app in this process.
 
-    Paths are below `/api/v1`; `json` and the other keywords are Werkzeug's.
+    Paths are relative to `/api/v1`; `json` and the other keywords are Werkzeug's.
     """
 
     def __init__(self, app: Flask, name: str, key: str) -> None:
@@ -61,7 +61,7 @@ class ApiClient:
         return agent
 
     def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
-        """Start a task of an agent that is registered on the way; returns it."""
+        """Register an agent, and start a task of it; returns the task."""
         if agent_id not in self._registered:
             self.register(agent_id)
         return dict(expect(self.post("/task", json={"agentId": agent_id, **fields}), 201))
@@ -96,7 +96,7 @@ class ApiClient:
 
 
 def expect(response: TestResponse, *statuses: int) -> Any:
-    """The JSON of an answer that must have one of these statuses."""
+    """The JSON of a response that must have one of these statuses."""
     assert response.status_code in statuses, response.get_data(as_text=True)
     return response.json
 
@@ -107,12 +107,12 @@ def is_replay(response: Any) -> bool:
 
 
 def of_task(agent: dict[str, Any]) -> dict[str, Any]:
-    """What a task with `expand=agent` has of its agent."""
+    """The agent in a task with `expand=agent`."""
     return {name: agent[name] for name in ("id", "name", "description", "userId", "createdAt")}
 
 
 def problem(response: TestResponse, status: int) -> dict[str, Any]:
-    """The problem of an answer that must be an error with this status."""
+    """The problem of a response that must be an error with this status."""
     body = expect(response, status)
     assert response.content_type == "application/problem+json"
     assert body["status"] == status
@@ -139,7 +139,7 @@ def check_invalid_fields(
 
 def problem_text(response: TestResponse) -> dict[str, Any]:
     """The members of a problem, without the request ID."""
-    # To HEAD, nothing.
+    # The response to HEAD has no body.
     body: dict[str, Any] = json.loads(response.data or b"{}")
     return {name: value for name, value in body.items() if name != "requestId"}
 
@@ -178,7 +178,7 @@ class RemoteClient:
         if response.status_code in OF_A_PROXY:
             response.close()
             raise requests.ConnectionError(f"{method} {path}: {response.status_code}")
-        # A stream is for the test to read, as slowly as it wants to.
+        # The test reads a stream itself, as slowly as it needs to.
         if not options.get("stream"):
             query = urlsplit(str(response.request.url)).query
             conformance.check(method, f"{API}{path.partition('?')[0]}?{query}", response)
@@ -225,7 +225,7 @@ class RemoteClient:
         return list(self.read("/task", **query))
 
     def the_task(self) -> dict[str, Any]:
-        """The one task that there is."""
+        """The only task."""
         (task,) = self.tasks()
         return task
 

@@ -1,4 +1,4 @@
-"""Apps for tests: a new one, a cheap copy of one, or one that the tests of a process share."""
+"""Apps for tests: a new one, a cheap copy, or one that the tests of a process share."""
 
 import copy
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ class Apps:
         return app
 
     def shared(self, config: Config) -> Flask:
-        """The app with these settings, which has forgotten the tests before."""
+        """The app with these settings, without the state of earlier tests."""
         model = self._model(config)
         url = str(config.DATABASE_URL)
         app = self._shared.get(url) or self.new(config)

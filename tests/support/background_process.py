@@ -20,7 +20,7 @@ class Background:
             app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
             CALLBACK_ALLOWED="loopback", **settings,
         )  # fmt: skip
-        # A file, since a pipe without a reader would fill up.
+        # A file, since a pipe without a reader would become full.
         folder = Path(app.config["DATA"])
         folder.mkdir(exist_ok=True)
         self.log = folder / f"background-{uuid4().hex}.log"

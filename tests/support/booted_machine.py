@@ -1,4 +1,4 @@
-"""A machine with its own systemd: the programs of this one, and nothing written remains."""
+"""A machine with its own systemd and the programs of this one; its changes are discarded."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from tests.support.waiting import child_ids, until
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 # The test's directory, in the machine.
 SHARED = Path("/mnt")
-# Only the journal is started, and nothing that this machine is configured to do.
+# Only the journal is started, without the services of this machine.
 _BOOT = """
 set -e
 mount --make-rprivate /
@@ -51,7 +51,7 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin chroot . {systemd} --unit=ba
 
 
 class BootedMachine:
-    """Runs until the block ends; its network is its own."""
+    """Runs until the block ends, with its own network."""
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0 or not SYSTEMD.exists() or shutil.which("unshare") is None:
@@ -91,7 +91,7 @@ class BootedMachine:
         return self._pid != 0 and self.start("systemctl is-active basic.target").returncode == 0
 
     def _end(self) -> None:
-        # Its first process ends with it, and all others with that one.
+        # Its first process ends with it, and then all others.
         self._unshare.send_signal(signal.SIGKILL)
         self._unshare.wait()
 
@@ -113,7 +113,7 @@ class BootedMachine:
         )  # fmt: skip
 
     def run(self, script: str, umask: int = 0o022, has_internet: bool = False) -> str:
-        """The stdout of such lines, which must succeed."""
+        """The stdout of lines of a root shell, which must succeed."""
         result = self.start(script, umask, has_internet)
         assert result.returncode == 0, (result, self.journal())
         return result.stdout

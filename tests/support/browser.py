@@ -23,7 +23,7 @@ from tests.support.requirements import needs
 # The first, which has no window to draw, takes half of the CPU time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-# Nothing that a browser does for itself may reach the network.
+# The browser's own requests must not reach the network.
 OPTIONS = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -46,7 +46,7 @@ def launched() -> Iterator[Browser]:
 
 
 def check_accessible(page: Page) -> None:
-    """A page has no fault in light and wide, nor in dark and narrow."""
+    """A page has no fault in light colours and wide, nor in dark colours and narrow."""
     schemes: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 1440), ("dark", 390))
     for scheme, width in schemes:
         page.emulate_media(color_scheme=scheme)
@@ -89,7 +89,7 @@ class Visitor:
         return page
 
     def check(self) -> None:
-        """No request left the host, and the console has nothing to complain about."""
+        """No request left the host, and the console has no errors."""
         host = urlsplit(self.url).netloc
         assert {urlsplit(request.url).netloc for request in self.requests} <= {host}
         assert self.complaints == [], self.complaints
@@ -107,8 +107,8 @@ def log_menu(page: Page) -> Locator:
 
 
 def violations(page: Page, *without: str) -> list[str]:
-    """What axe-core finds wrong with a page, without some rules: rule and elements."""
-    # Its script is large, and stays in the page.
+    """The errors that axe-core finds on a page, without some rules: rule and elements."""
+    # Its script is large, and remains in the page.
     axe = Axe("0") if page.evaluate("'axe' in window") else Axe()
     rules = {rule: {"enabled": False} for rule in without}
     options = {"resultTypes": ["violations"], "rules": rules}

@@ -81,7 +81,7 @@ class Authority:
             not_valid_before=end - timedelta(days=2),
             not_valid_after=end,
         )
-        # Python 3.13 refuses certificates that don't say whose key is whose.
+        # Python 3.13 refuses certificates without key identifiers.
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         subject = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         for extension, critical in [*extensions, (issuer, False), (subject, False)]:

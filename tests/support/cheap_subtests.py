@@ -7,7 +7,7 @@ import pytest
 
 
 class CheapSubtests:
-    """As pytest's own, but only what fails is reported, which costs more than most cases do."""
+    """Like pytest's own, but only failures are reported, since a report costs more than a case."""
 
     def __init__(self, subtests: pytest.Subtests) -> None:
         self._subtests = subtests
@@ -16,7 +16,7 @@ class CheapSubtests:
     def test(self, name: str) -> Iterator[None]:
         try:
             yield
-        # What `pytest.fail` and `pytest.raises` raise is not an Exception.
+        # `pytest.fail` and `pytest.raises` raise errors that are not Exceptions.
         except (Exception, pytest.fail.Exception):
             with self._subtests.test(name):
                 raise

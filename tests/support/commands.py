@@ -15,7 +15,7 @@ from tests.support.service import COMMAND, environment
 
 
 def all_commands() -> dict[str, click.Command]:
-    """Every command but the groups, by its words."""
+    """Every command except the groups, by its words."""
 
     def below(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
         if not isinstance(command, click.Group):
@@ -50,14 +50,14 @@ def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def check(data: Path, code: int = 0, **settings: str) -> dict[str, dict[str, str]]:
-    """What `db check` finds, by the name of each check; it must exit with this code."""
+    """The findings of `db check`, by the name of each check; it must exit with this status."""
     result = run(data, "db", "check", "--json", **settings)
     assert result.returncode == code, result
     assert result.stderr == ""
     return {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
 
 
-# Runs a command, and writes to a file how many KiB it took at most, more than at its start.
+# Runs a command, and writes to a file by how many KiB its memory has grown at most.
 _MEASURED = """
 import sys
 from pathlib import Path
@@ -78,7 +78,7 @@ finally:
 
 
 def memory_of(data: Path, *arguments: str, database: str, **files: Any) -> int:
-    """The memory in MiB that a command has taken at most, more than at its start."""
+    """The MiB by which the memory of a command has grown at most."""
     peak = data / "peak memory"
     run_forked(
         [sys.executable, "-c", _MEASURED, str(peak), *arguments],

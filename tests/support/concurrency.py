@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def at_once(deeds: Sequence[Callable[[], T]]) -> list[T]:
-    """Do all of these at the same instant; returns what came of each, in their order."""
+    """Call all of these at the same instant; returns their results, in their order."""
     start = threading.Barrier(len(deeds))
 
     def wait_and_do(deed: Callable[[], T]) -> T:

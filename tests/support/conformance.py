@@ -1,4 +1,4 @@
-"""Checks each answer that a test gets against the OpenAPI document."""
+"""Checks each response that a test gets against the OpenAPI document."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -23,15 +23,15 @@ from taskservice.terms import API_PREFIX
 
 AnyHeaders = Headers | CaseInsensitiveDict[str]
 
-# What every HTTP server or proxy sends, and what is the same with all answers of a kind.
+# Headers that every HTTP server or proxy sends, or that all responses of a kind have.
 UNTOLD = {
     "allow", "cache-control", "connection", "content-encoding", "content-length",
     "content-security-policy", "content-type", "date", "keep-alive", "server",
     "transfer-encoding", "vary", "x-content-type-options",
 }  # fmt: skip
-# What may be answered where the document has no operation.
+# The possible statuses where the document has no operation.
 NOWHERE = {200, 401, 403, 404, 405, *ALWAYS_REFUSED}
-# What `expand` adds to, and what a task is with `fields`.
+# The schemas to which `expand` adds members, and the schema of a task with `fields`.
 EXPANDABLE = {"#/components/schemas/Task", "#/components/schemas/Agent"}
 PARTIAL_TASK = "#/components/schemas/PartialTask"
 # Of a longer body only status and headers are checked.
@@ -39,7 +39,7 @@ LONGEST = 4 * 1024 * 1024
 
 
 def check(method: str, path: str, response: TestResponse | requests.Response) -> None:
-    """Raise AssertionError, or jsonschema_rs.ValidationError, for an answer unlike the document.
+    """Raise AssertionError, or jsonschema_rs.ValidationError, for a response unlike the document.
 
     `path` is below the service's URL, with its query string. A body that is still to come is
     checked when it has.
@@ -64,7 +64,7 @@ def check(method: str, path: str, response: TestResponse | requests.Response) ->
 
 
 def check_head(method: str, path: str, status: int, headers: AnyHeaders) -> dict[str, Any]:
-    """Check status and headers; returns what the body may be, by media type."""
+    """Check status and headers; returns the possible bodies, by media type."""
     told = f"{method} {path[:200]} -> {status}"
     operation = operation_of(method, path)
     if operation is None:
@@ -83,7 +83,7 @@ def check_head(method: str, path: str, status: int, headers: AnyHeaders) -> dict
 
 
 def of_request(schema: dict[str, Any], path: str) -> dict[str, Any]:
-    """The schema of an answer to this request: with the fields that it asks for and no others."""
+    """The schema of the response to this request: with the requested fields and no others."""
     if "items" in schema:
         return {**schema, "items": of_request(schema["items"], path)}
     if schema.get("$ref") not in EXPANDABLE:
@@ -133,7 +133,7 @@ def described() -> Flask:
 
 @cache
 def strict_document() -> dict[str, Any]:
-    """The document, but no answer may have more members than it names."""
+    """The document, but without additional members in responses."""
     strict = deepcopy(document(described(), API_PREFIX))
     for schema in strict["components"]["schemas"].values():
         schema.setdefault("additionalProperties", False)
@@ -142,13 +142,13 @@ def strict_document() -> dict[str, Any]:
 
 @cache
 def validator(schema: str) -> Any:
-    """The validator of a schema that comes as JSON text."""
+    """The validator of a schema in a JSON text."""
     components = strict_document()["components"]
     return jsonschema_rs.validator_for({**json.loads(schema), "components": components})
 
 
 def watched(pieces: Iterable[bytes], check_body: Callable[[bytes], None]) -> Iterator[bytes]:
-    """The pieces as they come; when all have come, they are checked."""
+    """The pieces as they arrive; the last one is followed by the check."""
     kept, size = [], 0
     try:
         for piece in pieces:

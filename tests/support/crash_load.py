@@ -1,4 +1,4 @@
-"""Programs and people that use a service, and note what it tells them, for crash tests."""
+"""Programs and people that use a service, and record its responses, for crash tests."""
 
 import random
 import threading
@@ -15,7 +15,7 @@ import requests
 from tests.support.api_client import RemoteClient
 from tests.support.mcp import FORMS, TASKS, Json, McpClient
 
-# What `tasks/update` answers where a question is no longer open.
+# The error of `tasks/update` for a question that is no longer open.
 INVALID_PARAMS = -32602
 
 
@@ -37,7 +37,7 @@ class Ledger:
     unwatched: SimpleQueue[str] = field(default_factory=SimpleQueue)
     answers: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    # When a request got no answer of the service, and when an honest 503.
+    # When requests got no response of the service, and when they got its own 503.
     breaks: list[float] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     # The calls of tools, by a token in their arguments: what they gave, and how often they ran.
@@ -46,7 +46,7 @@ class Ledger:
 
 
 class Caller(threading.Thread):
-    """Calls the service, and repeats whatever got no answer, by the means of the API for that."""
+    """Calls the service, and repeats requests without a response, by the means of the API."""
 
     def __init__(self, number: int, person: RemoteClient, ledger: Ledger, until: float) -> None:
         """`until` is a time of the monotonic clock: nothing new is begun after it."""
@@ -76,7 +76,7 @@ class Caller(threading.Thread):
             honest = answer.status_code == 503 and "Retry-After" in answer.headers
             if honest:
                 self.ledger.refusals.append(time.monotonic())
-                # The commit may have been done.
+                # The change may have been committed.
                 again = True
                 time.sleep(0.2)
                 continue
@@ -138,10 +138,10 @@ class Agent(Caller):
             self.ledger.outputs[task_id] = output
 
     def ask(self, task_id: str) -> dict[str, Any]:
-        """The question when it has ended; a few are withdrawn."""
+        """The question after its end; a few are withdrawn."""
         message, path = str(uuid4()), f"/task/{task_id}/question"
         headers = {"Idempotency-Key": message, "Prefer": f"wait={self.random.randrange(3)}"}
-        # One that is asked twice, which nobody answers, must not hold up the test.
+        # A question that is asked twice, and never answered, must not delay the test.
         body = {"message": message, "timeout": 90}
         question: dict[str, Any] = self.call("POST", path, json=body, headers=headers).json()
         self.ledger.asked[question["id"]] = message
@@ -155,7 +155,7 @@ class Agent(Caller):
 
 
 class Person(Caller):
-    """Answers what agents ask; several people answer the same questions."""
+    """Answers questions of agents; several people answer the same ones."""
 
     def __init__(self, *arguments: Any, agents: Collection[Agent]) -> None:
         super().__init__(*arguments)
@@ -237,7 +237,7 @@ class Chat(Caller):
             self.ledger.results[token] = ended
 
     def followed(self, result: Json) -> Json:
-        """What a task gives in the end, by `tasks/get` and `tasks/update`."""
+        """The result of a task, by `tasks/get` and `tasks/update`."""
         while result.get("status") in ("working", "input_required"):
             for question_id in result.get("inputRequests", ()):
                 content = {"answer": str(uuid4())}
@@ -251,7 +251,7 @@ class Chat(Caller):
         return structured
 
     def waited(self, result: Json) -> Json:
-        """The same, by the fixed tools."""
+        """The result of a task, by the fixed tools."""
         structured: Json = result["structuredContent"]
         while structured["status"] == "running":
             for question in structured.get("questions", ()):

@@ -1,4 +1,4 @@
-"""Runs a command of the service, which is killed at the n-th point at which that could hurt.
+"""Runs a command of the service, which is killed at its n-th critical point.
 
     CRASH_ARMED=file CRASH_AT=n CRASH_LEASE=seconds python -m tests.support.crash_points serve
 

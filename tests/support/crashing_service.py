@@ -17,12 +17,12 @@ from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service, is_port_free
 from tests.support.waiting import until
 
-# There are fewer points; a test ends at the first that does not come.
+# There are fewer points; a test ends at the first that is not reached.
 POINTS = 300
 
 
 class CrashingService(Service):
-    """The service with short leases, which dies with all its processes at once."""
+    """The service with short leases, all of whose processes die together."""
 
     command = (sys.executable, "-m", "tests.support.crash_points", "serve")
 
@@ -35,7 +35,7 @@ class CrashingService(Service):
         self.crash_at(0)
 
     def crash_at(self, point: int) -> None:
-        """Count from 1 while `armed` is there; 0 never comes."""
+        """Count from 1 while `armed` exists; 0 is never reached."""
         self.environment["CRASH_AT"] = str(point)
 
     def kill(self) -> None:
@@ -57,7 +57,7 @@ def failing_at_first() -> play.Behaviour:
 
 
 def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
-    """And until no lease is left; a late report cancels what it replaces."""
+    """Wait until no lease is left too; a late report cancels the delivery that it replaces."""
     end = time.monotonic() + seconds
     while set(columns(app, "state", "lease")) - {("delivered", None), ("cancelled", None)}:
         assert time.monotonic() < end, columns(app, "state", "lease", "next_attempt_at")
@@ -98,7 +98,7 @@ class Client:
 
 
 def posts(receiver: Receiver) -> list[str]:
-    """The IDs of the tasks in all that came."""
+    """The IDs of the tasks in all received webhooks."""
     return [json.loads(request.body)["id"] for request in list(receiver.requests)]
 
 
@@ -111,11 +111,11 @@ def survives(scenario: Scenario, client: Client) -> bool:
         scenario(client)
     except (
         requests.ConnectionError,
-        # It died between the headers and the end of an answer.
+        # It died between the headers and the end of a response.
         requests.exceptions.ChunkedEncodingError,
         ConnectionError,
     ):
         return False
-    # The service may have died with the last answer.
+    # The service may have died after the last response.
     process = client.service.process
     return process is not None and process.poll() is None

@@ -22,7 +22,7 @@ class Databases:
 
     def __init__(self, folder: Path, shared: Path) -> None:
         self._template = folder / "template.db"
-        # Not below pytest's directory, which PostgreSQL's own user can't enter.
+        # Not in pytest's directory, which PostgreSQL's own user can't enter.
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
         )
@@ -55,7 +55,7 @@ class Databases:
             self._url = self.new_postgresql()
             migrations.upgrade(self._url)
             self._connection = psycopg.connect(self._url, autocommit=True)
-        # Of tables with few rows TRUNCATE costs ten times as much.
+        # For tables with few rows, TRUNCATE takes ten times as long.
         tables = reversed(db.metadata.sorted_tables)
         self._connection.execute("; ".join(f"DELETE FROM {table}" for table in tables))
         return self._url
@@ -86,7 +86,7 @@ class Databases:
         if self._started is None:
             try:
                 with warnings.catch_warnings():
-                    # It complains about machines without XDG_RUNTIME_DIR, which does no harm.
+                    # It warns about machines without XDG_RUNTIME_DIR, which is harmless.
                     warnings.simplefilter("ignore")
                     self._started = self._start_server()
             except Exception as error:
@@ -110,7 +110,7 @@ class Databases:
 
 
 def _has_started(server: Any) -> bool:
-    """Start it; a busy machine needs longer than the 10 s that are waited for it."""
+    """Start it; a busy machine needs longer than its limit of 10 s."""
     try:
         server.start()
     except subprocess.TimeoutExpired:

@@ -44,14 +44,14 @@ def the_delivery(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def columns(app: Flask, *names: str) -> list[tuple[Any, ...]]:
-    """These columns of each delivery there is, oldest first."""
+    """These columns of each delivery, oldest first."""
     columns = [getattr(Delivery, name) for name in names]
     with app.app_context(), reading() as connection:
         return [tuple(row) for row in connection.execute(select(*columns).order_by(Delivery.id))]
 
 
 def make_due(app: Flask) -> None:
-    """As if the time had come for all that is pending, and the loop had slept till then."""
+    """As if all pending deliveries had become due while the loop slept."""
     change(app, next_attempt_at=database_now(-1))
 
 
@@ -64,7 +64,7 @@ def make_message_due(app: Flask) -> None:
 
 
 def change(app: Flask, **values: Any) -> None:
-    """Change columns of all pending deliveries, which the loops notice by themselves."""
+    """Change columns of all pending deliveries, without waking the loops."""
     with app.app_context(), transaction() as connection:
         connection.execute(update(Delivery).where(Delivery.state == PENDING).values(values))
 
@@ -73,7 +73,7 @@ def change(app: Flask, **values: Any) -> None:
 def looping(app: Flask, stop_seconds: float = delivery_loop.STOP_SECONDS) -> Iterator[None]:
     """The loop that posts what is due, in this process, as each worker process has it.
 
-    It notices at once what a service notices within a second. With `stop_seconds=0` it stops
+    It notices due deliveries at once, a service within a second. With `stop_seconds=0` it stops
     without a wait for receivers that hang.
     """
     loop = DeliveryLoop(app)
@@ -91,7 +91,7 @@ def _stop(loop: DeliveryLoop) -> None:
     loop.stop()
     loop.join(PATIENCE_SECONDS)
     assert not loop.is_alive()
-    # Those that have been given up may still be at it, and use the database.
+    # Abandoned attempts may still be running, and use the database.
     for thread in threading.enumerate():
         if thread.name == "attempt":
             thread.join(PATIENCE_SECONDS)

@@ -15,7 +15,7 @@ from tests.support.requirements import needs
 from tests.support.service import free_port
 from tests.support.waiting import until
 
-# A test has neither the ports of a machine's own Caddy, nor may it change what the machine trusts.
+# A test can't use the ports of the machine's own Caddy, and must not change its trusted CAs.
 AROUND_CADDY = """
 {
 	admin off
@@ -30,7 +30,7 @@ AROUND_CADDY = """
 
 
 def needs_other_names(version: str) -> bool:
-    """Whether this Caddy is older than the names of buffers in the file."""
+    """Whether this Caddy is too old for the names of buffers in the file."""
     return [int(number) for number in re.findall(r"\d+", version)[:3]] < [2, 6, 3]
 
 

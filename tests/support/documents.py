@@ -50,7 +50,7 @@ def block_in(folder: str, mark: str) -> str:
 
 
 def section(name: str, heading: str) -> str:
-    """What stands below a heading, up to the next one of its level or a higher one."""
+    """The text under a heading, up to the next one of its level or a higher one."""
     level = len(heading) - len(heading.lstrip("#"))
     _, _, rest = f"\n{DOCUMENTS[name]}".partition(f"\n{heading}\n")
     assert rest, f"{name} has no {heading}"
@@ -58,7 +58,7 @@ def section(name: str, heading: str) -> str:
 
 
 def table(name: str, heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading, without its head."""
+    """The rows of the first table under a heading, without its head."""
     lines = section(name, heading).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = []
@@ -100,13 +100,13 @@ def linked(name: str) -> set[str]:
 
 
 def anchors(name: str) -> set[str]:
-    """What a link into a document may name, as forges make it of the headings."""
+    """The anchors of a document, as forges derive them from the headings."""
     texts = (text.lower().replace("`", "") for text in _HEADING.findall(prose(name)))
     return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
 
 
 class Terminal:
-    """A shell that is typed into, block by block, as a person would; ended by `with`."""
+    """A shell into which blocks are typed, as by a person; ended by `with`."""
 
     def __init__(self, folder: Path) -> None:
         # A pipe, not a file: `tee /dev/stderr` would open the file again, and empty it.

@@ -1,4 +1,4 @@
-"""Every write of the API and of MCP, while the database takes none, and afterwards."""
+"""Every write of the API and of MCP, while the database accepts none, and afterwards."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +9,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.mcp import TASKS, Answer, McpClient
 from tests.support.waiting import until
 
-# What no answer may show: the words of a driver, and the names of files.
+# Texts that no response may contain: words of a driver, and names of files.
 INSIDES = ("sqlite", "psycopg", "errno", "taskservice.db", "traceback", "i/o error")
 
 
@@ -76,12 +76,12 @@ class EveryWrite:
         assert self.probe("/readyz") == 503
 
     def succeed(self) -> None:
-        """As soon as the service is ready again, each does what it should."""
+        """As soon as the service is ready again, each succeeds."""
         until(lambda: self.probe("/readyz") == 200)
         self.are_done()
 
     def are_done(self) -> None:
-        """Each does what it should."""
+        """Each succeeds."""
         for name, request in self.requests().items():
             assert self._send(*request).status in (200, 201), name
         assert self._call_tool().status == 200
@@ -92,7 +92,7 @@ class EveryWrite:
         assert tasks["cancel"]["error"]["type"] == "cancelled"
         assert tasks["claim"]["claimedAt"]
         assert "delete" not in tasks
-        # One is deleted; a start, a rerun and a tool have made three.
+        # One is deleted; a start, a rerun and a tool have created three.
         assert len(listed) == len(self.tasks) + 2
 
     def probe(self, path: str) -> int:
@@ -111,7 +111,7 @@ class EveryWrite:
         return RemoteClient(self.alice.url, str(self.alice.session.headers["apikey"]))
 
     def state(self) -> dict[str, Any]:
-        """All that can be read, but for when keys were used."""
+        """All that can be read, except the times of the use of keys."""
         tasks = [f"/task/{task['id']}" for task in self.tasks.values()]
         deliveries = [f"{task}/deliveries" for task in tasks]
         questions = f"/task/{self.tasks['ask']['id']}/question"

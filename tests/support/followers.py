@@ -24,7 +24,7 @@ class Event(NamedTuple):
 
 
 def events(response: requests.Response) -> Iterator[Event]:
-    """The events of an open stream, each as it comes; comments are left out."""
+    """The events of an open stream, each as it arrives; comments are left out."""
     fields: dict[str, str] = {}
     for line in response.iter_lines(chunk_size=1):
         name, _, text = line.decode().partition(": ")
@@ -42,7 +42,7 @@ def open_stream(person: RemoteClient, task: dict[str, Any], after: str = "") -> 
 
 
 class Follower(threading.Thread):
-    """Follows to the end of the task as a browser does; keeps all lines with their numbers."""
+    """Follows a task to its end as a browser does; stores all lines with their numbers."""
 
     def __init__(self, person: RemoteClient, task: dict[str, Any]) -> None:
         super().__init__(daemon=True)
@@ -82,7 +82,7 @@ def numbered(first: int, last: int) -> list[str]:
 
 
 def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: list[str]) -> None:
-    """Again and again, which `seq` makes safe, until the answer has come."""
+    """Repeat the append, which `seq` makes safe, until there is a response."""
     body = {"logs": lines, "seq": seq}
     path = f"/task/{task['id']}/logs"
     until_answered(lambda: person.request("POST", path, json=body))

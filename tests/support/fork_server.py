@@ -37,13 +37,13 @@ IMPORTED = [
     "taskservice.openapi", "taskservice.serving.worker",
     "taskservice.webhooks.transport",
 ]  # fmt: skip
-# Read once, by the interpreter and the C library as they start, and by gunicorn's import.
+# Variables that are read once: by the interpreter, by the C library, and when gunicorn is imported.
 STARTUP_VARIABLES = (
     "PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_",
     "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE", "WEB_CONCURRENCY",
 )  # fmt: skip
-# A module that patches others may have to do so before they are imported; the last two of these
-# patch only what is looked up at each call.
+# A module that patches others may have to do so before they are imported; the last two patch only
+# names that are looked up at each call.
 FORKED_MODULES = (
     ["-m", "taskservice"], ["-m", "gunicorn"], ["-m", "tests.support.crash_points"],
     ["-m", "tests.support.killed_upgrade"],
@@ -53,7 +53,7 @@ SET_CHILD_SUBREAPER = 36
 
 
 class ForkServer:
-    """The process that forks; it ends with this one at the latest."""
+    """The process that forks; it ends at the latest when this one ends."""
 
     def __init__(self) -> None:
         self.variables = startup_variables(os.environ)
@@ -127,7 +127,7 @@ class ForkedPopen(subprocess.Popen[Any]):
         for file in self._closed:
             os.close(file)
 
-    # subprocess has no public place for this.
+    # subprocess has no public name for this.
     def _execute_child(
         self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any,
         cwd: Any, env: Any, startupinfo: Any, creationflags: Any, shell: Any,
@@ -195,7 +195,7 @@ def run_forked(
     return result
 
 
-# What follows runs in the fork server.
+# The following code runs in the fork server.
 
 
 def _wait_for_job(server: socket.socket) -> list[str]:
@@ -235,7 +235,7 @@ def _settle(
     for file in [*files, *closed]:
         os.close(file)
     os.chdir(cwd)
-    # gunicorn asks where it is as it is imported.
+    # gunicorn reads the current directory when it is imported.
     gunicorn.config.Chdir.default = cwd
     # Its memory is shared by all forks.
     metrics.requests = metrics.RequestCounts()
@@ -259,7 +259,7 @@ def _text(file: int, mode: str, like: Any, closed: list[int]) -> Any:
 
 
 def _run(args: list[str]) -> None:
-    """As Python runs its arguments."""
+    """Run as Python runs its arguments."""
     if args[0] == "-m":
         sys.argv, sys.path[0] = args[1:], os.getcwd()
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)
@@ -274,7 +274,7 @@ def _run(args: list[str]) -> None:
 def _end(code: Any) -> None:
     """End as Python does, but leave the memory to the system, which takes a tenth of the time.
 
-    Returns where there is more to say at the end.
+    Returns if there is more to do at the end.
     """
     if not isinstance(code, int | None):
         return

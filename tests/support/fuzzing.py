@@ -7,14 +7,14 @@ import schemathesis
 
 from taskservice.schemas.tasks import TASK_FIELDS
 
-# Registered beforehand; of made-up agents nothing could be started.
+# Registered before, since tasks of made-up agents could not be started.
 AGENT = "summarizer"
 NOBODY = "http://127.0.0.1:9/"
 
 
 @schemathesis.hook("map_body")
 def make_starts_possible(context: schemathesis.HookContext, body: Any) -> Any:
-    """Any text may be an agent's ID, so that what did not fit does not fit still."""
+    """Any text may be an agent's ID, so that invalid IDs remain invalid."""
     if isinstance(body, dict) and isinstance(body.get("agentId"), str):
         return body | {"agentId": AGENT}
     return body
@@ -22,7 +22,7 @@ def make_starts_possible(context: schemathesis.HookContext, body: Any) -> Any:
 
 @schemathesis.hook("map_case")
 def make_appends_possible(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> Any:
-    """The parameters of an append go with text, and are refused with JSON."""
+    """The parameters of an append are for text, and are refused with JSON."""
     fits = case.meta is not None and case.meta.generation.mode.is_positive
     if fits and case.path.endswith("/logs") and case.media_type == "application/json":
         case.query = {}
@@ -33,7 +33,7 @@ def make_appends_possible(context: schemathesis.HookContext, case: schemathesis.
 def call_back_nobody(
     context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
-    """Callbacks lead to nobody, and not to other machines; they are as long as they were."""
+    """Callbacks lead to no receiver on any machine; their lengths do not change."""
     if isinstance(case.body, dict):
         callback = case.body.get("callback")
         if isinstance(callback, str) and callback.lower().startswith("http"):
@@ -57,7 +57,7 @@ def is_accepted(fields: object) -> bool:
 def wait_for_nothing(
     context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
-    """There is no time for it, and nobody who would bring news."""
+    """A wait would take too long, and end without a change."""
     fits = case.meta is not None and case.meta.generation.mode.is_positive
     if fits and case.headers and "Prefer" in case.headers:
         case.headers["Prefer"] = "wait=0"
@@ -74,7 +74,7 @@ def mean_any_version(
 
 @schemathesis.hook("filter_case")
 def keep_own_key(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
-    """The key that all of it is done with must not be revoked."""
+    """The key of all requests must not be revoked."""
     return case.path_parameters.get("keyId") != os.environ["OWN_KEY_ID"]
 
 

@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-# As in earnest, but with less patience, and what a test wants otherwise.
+# The real settings, but with shorter limits, and those of a test.
 SETTINGS = """
 import sys
 
@@ -111,7 +111,7 @@ class GunicornProcess:
             return read_to_end(client)
 
     def get(self, path: str, *headers: str) -> bytes:
-        """The body of the answer to an ordinary request on a new connection."""
+        """The body of the response to an ordinary request on a new connection."""
         lines = [f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]
         return self.ask("\r\n".join(lines).encode("latin-1")).partition(b"\r\n\r\n")[2]
 
@@ -121,7 +121,7 @@ class GunicornProcess:
         return time.monotonic() - began
 
     def worker(self) -> int:
-        """The process ID of the worker that happens to answer."""
+        """The process ID of the worker that responds."""
         return int(self.get("/pid"))
 
     def end(self, signum: int) -> int:
@@ -180,7 +180,7 @@ def _surroundings(folder: Path) -> dict[str, str]:
 
 
 def read_to_end(client: socket.socket) -> bytes:
-    """All that comes until the server closes; a reset is a ConnectionResetError."""
+    """All bytes until the server closes; a reset is a ConnectionResetError."""
     answer = b""
     while piece := client.recv(MIB):
         answer += piece
@@ -188,7 +188,7 @@ def read_to_end(client: socket.socket) -> bytes:
 
 
 def read_bodies(client: socket.socket, count: int = 1) -> list[bytes]:
-    """The bodies of the next answers, measured by their Content-Length."""
+    """The bodies of the next responses, by their Content-Length."""
     bodies = []
     with client.makefile("rb") as stream:
         for _ in range(count):

@@ -6,7 +6,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """What is on a page: its elements, with their attributes, and the text of its `code`."""
+    """The content of a page: its elements, with their attributes, and the text of its `code`."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

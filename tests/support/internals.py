@@ -1,4 +1,4 @@
-"""What HTTP does not show: all routes, and all rows."""
+"""Internals that HTTP does not show: all routes, and all rows."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 PREFIX = "/api/v1"
 
-# Routes that refuse a request without a body before they look for the task.
+# Routes that refuse a request without a body before they read the task.
 FITTING_BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/task/<task_id>/logs"): {"logs": ["a line"]},
     ("PUT", "/task/<task_id>/logs"): {"logs": ["a line"]},
@@ -79,13 +79,13 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
 
 
 def set_columns(app: Flask, task: dict[str, Any], **values: Any) -> None:
-    """Change what no request can, such as when a task was started."""
+    """Change values that no request can change, such as the start of a task."""
     with app.app_context(), transaction() as connection:
         connection.execute(update(Task).where(Task.id == task["id"]).values(values))
 
 
 def in_use(connections: KeptConnections) -> int:
-    """How many of them are used now."""
+    """The number of used ones."""
     assert isinstance(connections.engine.pool, QueuePool)
     return connections.engine.pool.checkedout() - len(connections._kept)
 
@@ -138,7 +138,7 @@ def _before_statements(engine: Engine, act: Callable[[str, Any], None]) -> Itera
 
 
 def reads(app: Flask, deed: Callable[[], Any]) -> list[Statement]:
-    """What a deed reads with: the statements, and their parameters."""
+    """The statements with which an action reads, and their parameters."""
     statements: list[Statement] = []
     with before_reads(app, lambda *statement: statements.append(statement)):
         deed()
@@ -163,7 +163,7 @@ def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
 
 
 def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
-    """What maintenance does to a task whose agent has fallen silent, without its callback."""
+    """Do what maintenance does to a task whose agent is silent, without its callback."""
     now = clock.now()
     values = {
         "status": ERROR, "error_type": TIMEOUT, "error_message": "Its agent fell silent",
@@ -175,7 +175,7 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
 
 
 def hang(app: Flask, task: dict[str, Any]) -> None:
-    """What maintenance does to a task that hangs, without its events."""
+    """Do what maintenance does to a task that hangs, without its events."""
     reason = "runs for 3 h, longer than its maximum of 1 h"
     set_columns(app, task, hanging_since=clock.now(), hanging_reason=reason)
 
@@ -200,8 +200,8 @@ def set_for_database(app: Flask, setting: str, value: str) -> None:
     """Set something for all connections to a PostgreSQL database, as an operator may."""
     with app.app_context(), reading() as connection:
         name = connection.scalar(text("SELECT current_database()"))
-        # Otherwise the statement that ends it would not be let through.
+        # Otherwise the statement that ends it would be refused.
         connection.exec_driver_sql("SET default_transaction_read_only = off")
         connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
-    # It counts for new connections.
+    # It applies to new connections.
     dispose(app)

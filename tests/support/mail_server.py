@@ -64,7 +64,8 @@ class MailServer:
     drips: bool = False
     held: str | None = None
     replies: dict[str, str] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)  # that came, without their arguments
+    # The received commands, without their arguments.
+    commands: list[str] = field(default_factory=list)
     mails: list[Mail] = field(default_factory=list)
 
     def __enter__(self) -> "MailServer":
@@ -83,7 +84,7 @@ class MailServer:
 
     @property
     def url(self) -> str:
-        """What TASKSERVICE_SMTP_URL has to be."""
+        """The value of TASKSERVICE_SMTP_URL."""
         user = "{}:{}@".format(*self.login) if self.login else ""
         return f"smtp{'s' if self.is_smtps else ''}://{user}127.0.0.1:{self.port}"
 
@@ -93,7 +94,7 @@ class MailServer:
         return list(self.mails)
 
     def wait_for_command(self, command: str) -> None:
-        """Return when it has come; AssertionError after a minute."""
+        """Return when the command has arrived; AssertionError after a minute."""
         self._wait(lambda: command in self.commands, PATIENCE_SECONDS)
 
     def _wait(self, arrived: Callable[[], bool], timeout: float) -> None:
@@ -103,7 +104,7 @@ class MailServer:
             )
 
     def add(self, command: str, mail: Mail | None = None) -> None:
-        """Note what has come."""
+        """Record a received command."""
         with self._changed:
             self.commands.append(command)
             if mail is not None:

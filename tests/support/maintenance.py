@@ -67,7 +67,7 @@ def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200)
 
 
 def until_gone(app: Flask, maintenance: Maintenance, model: Any, left: int) -> None:
-    """Round after round, since each has its time, until this many rows are left."""
+    """Do rounds, since each has a time limit, until this many rows are left."""
 
     def round_and_look() -> bool:
         maintenance.do_round()

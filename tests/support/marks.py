@@ -2,6 +2,6 @@
 
 import pytest
 
-# For what asks the database nothing, or what cannot differ between databases.
+# For tests without the database, or whose results cannot differ between databases.
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

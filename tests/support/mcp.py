@@ -1,4 +1,4 @@
-"""An MCP client that sends what a test gives it, in either era."""
+"""An MCP client for requests of a test, by modern and legacy versions."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _NAMES = {"tools/call": "name"} | dict.fromkeys(
 
 
 class Answer(NamedTuple):
-    """The answer of HTTP; `json` is None without a body."""
+    """The HTTP response; `json` is None without a body."""
 
     status: int
     headers: Any
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
     @property
     def refused(self) -> tuple[int, int]:
-        """The status of HTTP, and the code of JSON-RPC."""
+        """The HTTP status, and the JSON-RPC code."""
         return self.status, self.code
 
 
@@ -110,7 +110,7 @@ class McpClient:
     def calling(
         self, name: str, arguments: Json | None = None, **fields: Any
     ) -> Iterator[Future[Json]]:
-        """The result of a tool that waits, while the block does what it waits for."""
+        """The result of a tool that waits for the block."""
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(self.call, name, arguments, **fields)
 

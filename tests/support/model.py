@@ -69,7 +69,7 @@ class Key:
 
 @dataclass(eq=False)
 class Task:
-    """A task as it was last seen, and what does not show."""
+    """A task as it was last read, and its hidden state."""
 
     user: User
     json: Json
@@ -78,7 +78,7 @@ class Task:
     writers: dict[str, int] = field(default_factory=dict)
     # The states of its deliveries, oldest first.
     deliveries: list[str] = field(default_factory=list)
-    # What was seen with which ETag; `json` is another object after each change.
+    # The task by its ETag; `json` is another object after each change.
     etag: str = '"none"'
     known: Json | None = None
 
@@ -100,7 +100,7 @@ class Task:
         return self.running or self.error_type == "timeout"
 
     def changed_to(self, seen: Json, expected: Json) -> None:
-        """Take in what was seen, which has to be `expected` but for the new times."""
+        """Store a response, which must be `expected` except for the new times."""
         was = self.json
         if expected == was:
             assert seen == was
@@ -113,7 +113,7 @@ class Task:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON, which knows 1 from 1.0 and from true."""
+    """Whether two values are the same JSON, in which 1, 1.0 and true differ."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
@@ -123,12 +123,11 @@ def stored(text: str) -> str:
 
 
 def lines_of(texts: Iterable[str]) -> list[str]:
-    """The lines that JSON strings count as."""
+    """The lines in JSON strings."""
     lines = []
     for text in texts:
         parts = stored(text).split("\n")
-        # What comes after the last line feed is a line only if there is something,
-        # or if nothing else is.
+        # The text after the last line feed is a line unless it is empty and not the only one.
         ended, rest = parts[:-1], parts[-1]
         lines += [part[:-1] if part.endswith("\r") else part for part in ended]
         lines += [rest] if rest or not ended else []
@@ -146,7 +145,7 @@ def fresh_lines(task: Task, lines: list[str], writer: str, seq: int | None) -> l
 
 
 def reported(task: Task, changes: Json) -> Json | None:
-    """The task after a report; None where it can't be changed like this any more."""
+    """The task after a report; None if the report is refused."""
     was = task.json
     now = was | {"output": was["output"] | changes.get("output", {})}
     status = changes.get("status")

@@ -22,7 +22,7 @@ def unmount(folder: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
-    """This directory, made as a disk of that size in memory."""
+    """This directory, mounted as a disk of that size in memory."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", f"mode=700,size={size}", "tmpfs", str(folder))
     try:
@@ -33,7 +33,7 @@ def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
 
 @contextmanager
 def failing_disk(folder: Path) -> Iterator[Callable[[], None]]:
-    """This directory on a separate disk; what is given makes it read-only, as a broken disk gets.
+    """This directory on a separate disk; calling the result makes it read-only, like a broken disk.
 
     Files may be open for writing then, which a plain remount would refuse.
     """

@@ -7,7 +7,7 @@ import taskservice
 from taskservice.database import migrations
 
 REVISION = f"{int(migrations.head()) + 1:04}"
-# It changes every task, and keeps all locks for longer than a request waits for one.
+# It changes every task, and holds all locks for longer than a request waits.
 _MIGRATION = f'''
 import time
 

@@ -46,7 +46,7 @@ SERVER = """
   }}
 """
 
-# It caches all that it may, errors too.
+# It caches all permitted responses, including errors.
 CACHING = """
   proxy_cache_path {folder}/cache keys_zone=cache:1m;
   proxy_cache cache;
@@ -54,12 +54,12 @@ CACHING = """
   proxy_cache_valid any 10m;
   add_header X-Cache-Status $upstream_cache_status always;
 """
-# As an operator may set it who wants to cache more than the service lets.
+# Settings of an operator who caches more than the service permits.
 CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
 
 
 def settings(folder: Path, http: str) -> str:
-    """The text of an nginx.conf that keeps everything in this directory; `http` is its own part."""
+    """The text of an nginx.conf with all files in this directory; `http` is its variable part."""
     # By default its workers run as the user `nobody`, who can't write into a test's directory.
     user = "user root;" if os.geteuid() == 0 else ""
     return _FRAME.format(user=user, folder=folder, http=http)
@@ -67,7 +67,7 @@ def settings(folder: Path, http: str) -> str:
 
 @contextmanager
 def nginx(folder: Path, behind: int, caching: str = "") -> Iterator[str]:
-    """Run nginx before the service on this port; gives the URL of the service behind it."""
+    """Run nginx in front of the service on this port; yields the URL of the service behind it."""
     folder.mkdir()
     port = free_port()
     file = folder / "nginx.conf"

@@ -1,4 +1,4 @@
-"""Databases as older versions left them: rows of today in the tables of an older revision."""
+"""Databases of older versions: current rows in the tables of an older revision."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from taskservice.database.types import db
 Rows = dict[str, list[dict[str, Any]]]
 
 REVISIONS = sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
-# What versions before a revision could not keep, and what stands there after an upgrade.
+# Columns that versions before a revision did not have, and their values after an upgrade.
 NOT_KEPT_BEFORE = {
     "0003": ["UPDATE tasks SET claim_key = NULL"],
-    # It drops the only row, which the service writes again every few seconds.
+    # The migration drops the only row, which the service writes again every few seconds.
     "0005": ["DELETE FROM service_heartbeat"],
     "0008": [
         "UPDATE tasks SET labels = '{}', progress = NULL, note = NULL, ended_by = NULL, "
@@ -57,7 +57,7 @@ COLUMNS_BEFORE = {"0005": {"last_heartbeat_at": "heard_at", "heartbeat_deadline"
 
 
 def not_kept_before(revision: str) -> list[str]:
-    """The statements that leave of a database of today what a database of this revision had."""
+    """The statements that reduce a current database to the content of this revision."""
     later = (statements for name, statements in NOT_KEPT_BEFORE.items() if revision < name)
     return [statement for statements in later for statement in statements]
 
@@ -73,8 +73,8 @@ def names_before(revision: str, changes: dict[str, dict[str, str]]) -> dict[str,
 
 
 def make_old_database(url: str, revision: str, rows: Rows) -> None:
-    """Make an empty database of this revision, and add these rows of today to it."""
-    # The index of names comes with the newest.
+    """Create an empty database of this revision, and add these current rows to it."""
+    # The newest revision creates the index of names.
     migrations.upgrade(url, "head" if revision == REVISIONS[-1] else revision)
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.begin() as connection:

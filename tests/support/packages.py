@@ -31,7 +31,7 @@ def normalized(name: str) -> str:
 
 
 def dependencies(extra: str | None = None) -> dict[str, Requirement]:
-    """What the package needs, or what an extra of it adds, by name."""
+    """The dependencies of the package, or of one of its extras, by name."""
     text = (
         _SETUP["options.extras_require"][extra] if extra else _SETUP["options"]["install_requires"]
     )
@@ -93,7 +93,7 @@ def installed(python: Path | str) -> set[str]:
 
 
 def copy_sources(folder: Path) -> Path:
-    """What the package is built of, as an archive of the repository has it: without git."""
+    """The sources of the package, as in an archive of the repository: without git."""
     unwanted = shutil.ignore_patterns("__pycache__", "_version.py")
     shutil.copytree(ROOT / "taskservice", folder / "taskservice", ignore=unwanted)
     (folder / "deploy").mkdir()

@@ -9,16 +9,16 @@ from requests.utils import parse_header_links
 
 Task = dict[str, Any]
 
-# Anywhere at all, since links are relative; the path is what people's paths are below.
+# Any host, since links are relative; the path is the prefix of the API.
 ROOT = "http://taskservice.example/api/v1"
-# More than any test has: a link that leads back must end a test, not hang it.
+# More than any test has, so that a link that leads back ends a test.
 MOST_PAGES = 2_000
 
 
 def pages(get: Callable[[str], Any], query: str) -> Iterator[list[Task]]:
-    """The pages of the list of tasks; each is asked for when the one before has been used.
+    """The pages of the list of tasks; each is requested after the previous one was used.
 
-    `get` answers to a path below the API, as a Person's does.
+    `get` requests a path of the API, like a Person's.
     """
     url = f"{ROOT}/task?{query}"
     for _ in range(MOST_PAGES):
@@ -33,12 +33,12 @@ def pages(get: Callable[[str], Any], query: str) -> Iterator[list[Task]]:
 
 
 def next_url(url: str, response: Any) -> str | None:
-    """Where the next page is, resolved against the URL that this page was asked for by."""
+    """The URL of the next page, resolved against the URL of this page."""
     links = parse_header_links(response.headers.get("Link", ""))
     urls = [urljoin(url, link["url"]) for link in links if link["rel"] == "next"]
     return urls[0] if urls else None
 
 
 def in_pages(get: Callable[[str], Any], query: str) -> list[Task]:
-    """The tasks of all pages, put together."""
+    """The tasks of all pages."""
     return [task for page in pages(get, query) for task in page]

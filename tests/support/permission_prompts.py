@@ -1,4 +1,4 @@
-"""The permission prompts of coding agents, as their hooks get them, and what they take."""
+"""The permission prompts of coding agents, as their hooks get them, and valid decisions."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import jsonschema_rs
 
 Json = dict[str, Any]
 BASH = {"command": "rm -rf build", "description": "Remove the build"}
-# As Claude Code documents it: https://code.claude.com/docs/en/hooks.
+# By the documentation of Claude Code: https://code.claude.com/docs/en/hooks.
 CLAUDE = {
     "session_id": "abc123de-0000-4000-8000-00000000beef",
     "transcript_path": "/home/ann/.claude/projects/website/abc123.jsonl",
@@ -44,7 +44,7 @@ OUTPUT = {
 
 
 def decision(printed: str) -> Json:
-    """The decision in what a hook has printed."""
+    """The decision in the output of a hook."""
     output = json.loads(printed)
     jsonschema_rs.validate(OUTPUT, output)
     return dict(output["hookSpecificOutput"]["decision"])

@@ -43,7 +43,7 @@ class PgBouncer:
                   "recommended": recommended}  # fmt: skip
         settings = folder / "pgbouncer.ini"
         settings.write_text(SETTINGS.format(**values))
-        # It refuses to be root, and only its owner may reach the server.
+        # It refuses to run as root, and only its owner may connect to the server.
         user = ["-u", Path(str(parts["host"])).owner()] if os.geteuid() == 0 else []
         self._command = [PGBOUNCER, *user, str(settings)]
         self.url = f"postgresql://{parts['user']}@127.0.0.1:{self._port}/tasks"
@@ -55,7 +55,7 @@ class PgBouncer:
         assert self._process.poll() is None, self._log.read_text()
 
     def kill(self) -> None:
-        # SIGTERM would have it wait for its clients.
+        # After SIGTERM it would wait for its clients.
         self._process.kill()
         self._process.wait(timeout=10)
 

@@ -11,7 +11,7 @@ from tests.support.api_client import ApiClient
 
 
 class Browser:
-    """A browser without scripts: it keeps cookies, and sends forms as pages have them."""
+    """A browser without scripts, which stores cookies, and sends the forms of pages."""
 
     def __init__(self, app: Flask, **base: Any) -> None:
         self.client = app.test_client()
@@ -29,14 +29,14 @@ class Browser:
         return self.client.post(path, data=data, **{**self._base, **options})
 
     def send(self, page: str, path: str = "", **data: str) -> TestResponse:
-        """Send the form that `page` has, to `path` if that is another."""
+        """Send the form of `page`, to `path` if it is given."""
         return self.post(path or page, {**hidden(self.get(page)), **data})
 
     def sign_in(self, key: str, **data: str) -> TestResponse:
         return self.send("/sign-in", key=key, **data)
 
     def tab(self, app: Flask) -> "Browser":
-        """Another tab, which has the session too and can be used at the same time."""
+        """Another tab of the same session, which can be used at the same time."""
         cookie = self.client.get_cookie(app.session_interface.get_cookie_name(app))
         assert cookie
         tab = Browser(app, headers={"Cookie": f"{cookie.key}={cookie.value}"})
@@ -55,7 +55,7 @@ def signed_in(person: ApiClient) -> Browser:
 
 
 def text_of(browser: Browser, path: str) -> str:
-    """The text of a page, which must be there."""
+    """The text of a page, which must exist."""
     response = browser.get(path)
     assert response.status_code == 200, response.text
     return response.text

@@ -17,7 +17,8 @@ import psycopg
 from tests.support.service import free_port
 from tests.support.waiting import child_ids, has_ended, until
 
-# What every server has; `synchronous_commit` would lose answered writes if the service let it.
+# The settings of every server; `synchronous_commit` would lose acknowledged writes if the service
+# did not set it.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "300",
@@ -52,7 +53,7 @@ class PostgresqlServer:
 
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs; it must succeed."""
-        # Not a pipe: the server would inherit it, and keep it open.
+        # Not a pipe: the server would inherit it, and leave it open.
         with open(self.folder / "commands.log", "ab") as log:
             command = [*self.command(program), *arguments]
             done = subprocess.run(command, cwd=self.folder, stdout=log, stderr=log, timeout=60)
@@ -97,7 +98,7 @@ class PostgresqlServer:
             return []
 
     def signal(self, with_signal: int) -> list[int]:
-        """Send it to all processes; returns them."""
+        """Send a signal to all processes; returns them."""
         pids = self.processes()
         for pid in pids:
             _signal(pid, with_signal)
@@ -114,7 +115,7 @@ class PostgresqlServer:
             return connection.execute(query).fetchall()
 
     def ask(self, query: str) -> Any:
-        """The one value that a query gives."""
+        """The only value of a query."""
         ((value,),) = self.rows(query)
         return value
 
@@ -125,13 +126,13 @@ class PostgresqlServer:
 
 @contextmanager
 def postgresql_server(programs: Path) -> Iterator[PostgresqlServer]:
-    """A server that is not there yet, in a directory that is removed at the end.
+    """A server that does not exist yet, in a directory that is removed at the end.
 
-    It is not below pytest's directory, which the user of PostgreSQL can't enter.
+    It is not in pytest's directory, which the user of PostgreSQL can't enter.
     """
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     if os.geteuid() == 0:
-        # The user that the tests' own server has made for itself.
+        # The user of the tests' own server.
         shutil.chown(folder, "pgserver", "pgserver")
     server = PostgresqlServer(folder, programs)
     try:

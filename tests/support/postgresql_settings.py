@@ -1,4 +1,4 @@
-"""Settings of PostgreSQL that the service must not depend on, and what it does there."""
+"""Settings of PostgreSQL that the service must not depend on, and a test of its behaviour."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from tests.support.api_client import ApiClient, expect
 from tests.support.apps import new_app
 
 TEXT = "☃ \\ 'one' %"
-# What a database, or a user, may be set to, and what the service must not depend on.
+# Settings of a database or user on which the service must not depend.
 SETTINGS = (
     {
         "datestyle": "German", "timezone": "Pacific/Auckland", "client_encoding": "LATIN1",
@@ -45,7 +45,7 @@ def driven(url: str) -> str:
 
 
 def work_a_while(alice: ApiClient) -> None:
-    """What tasks go through, with all that a setting may spoil; every answer is as it should be."""
+    """The life of tasks, with all that a setting could break; every response is correct."""
     for _ in range(2):
         task = alice.start(name=TEXT, input={"text": TEXT}, claim=True, timeout=60)
         alice.append(task, TEXT)

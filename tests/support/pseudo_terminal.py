@@ -1,4 +1,4 @@
-"""A real terminal for commands, and what must not reach it."""
+"""A real terminal for commands, and characters that must not reach it."""
 
 import os
 import pty
@@ -17,7 +17,7 @@ SHOWN = (
 def on_terminal(
     command: Sequence[str], environment: Mapping[str, str], typed: Mapping[str, str] | None = None
 ) -> str:
-    """All that a command writes to the terminal where it runs, to its end.
+    """All output of a command to its terminal.
 
     `typed` is what is typed at its prompts, by the end of each prompt.
     """
@@ -36,7 +36,7 @@ def on_terminal(
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # the last program that had it has ended
+    except OSError:  # the last program on the terminal has ended
         return b""
 
 

@@ -11,7 +11,7 @@ PAUSE_SECONDS = 0.01
 
 
 class QuietWriter:
-    """Appends a line again and again while the block runs; then `worst` is its longest wait."""
+    """Appends lines while the block runs; then `worst` is its longest wait."""
 
     worst: float
 

@@ -1,11 +1,11 @@
-"""A receiver of webhooks on real sockets, which can also play every fault.
+"""A receiver of webhooks on real sockets, which can also imitate every fault.
 
     with Receiver() as receiver:
         send(receiver.url)
         receiver.wait_for(1)
         receiver.requests[0].body
 
-It answers 204 until told otherwise: `receiver.answer` is a behaviour for every path, and
+It returns 204 by default: `receiver.answer` is a behaviour for every path, and
 `receiver.paths["/hook"]` one for a single path (without its query). A behaviour is any
 function that takes an `Exchange`; the usual ones are below. Connections are served at
 once, each in its thread; leaving the `with` ends them all.
@@ -25,7 +25,7 @@ from tests.support.waiting import PATIENCE_SECONDS
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it came; header names are lower case."""
+    """One received request; header names are lower case."""
 
     method: str
     path: str  # with its query, as on the wire
@@ -36,7 +36,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a behaviour works with: the request, and the connection to answer on."""
+    """The argument of a behaviour: the request, and the connection for the response."""
 
     request: Received
     connection: socket.socket
@@ -46,7 +46,7 @@ class Exchange:
         self.connection.sendall(b"".join(parts))
 
     def drip(self, parts: Iterable[bytes], every: float) -> None:
-        """Write each part and pause, until the receiver stops or the sender is gone."""
+        """Write each part and pause, until the receiver stops or the sender disconnects."""
         for part in parts:
             self.write(part)
             if self.stopping.wait(every):
@@ -59,7 +59,7 @@ Behaviour = Callable[[Exchange], None]
 def answer(
     status: int = 200, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> Behaviour:
-    """A whole answer, with a Content-Length unless `headers` has its own framing."""
+    """A whole response, with a Content-Length unless `headers` has its own framing."""
     fields = {"Content-Length": str(len(body)), **(headers or {})}
     lines = [f"HTTP/1.1 {status} Whatever", *(f"{name}: {value}" for name, value in fields.items())]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -72,12 +72,12 @@ def raw(data: bytes) -> Behaviour:
 
 
 def silence(exchange: Exchange) -> None:
-    """No answer, and the connection stays open."""
+    """No response, and the connection remains open."""
     exchange.stopping.wait()
 
 
 def held_until_closed(closed: threading.Event) -> Behaviour:
-    """No answer; sets `closed` when the sender has closed the connection."""
+    """No response; sets `closed` when the sender has closed the connection."""
 
     def behave(exchange: Exchange) -> None:
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def drip(data: bytes, every: float = 0.05, first: bytes = b"") -> Behaviour:
 
 
 def endless(data: bytes, first: bytes = b"") -> Behaviour:
-    """`first`, then `data` again and again as fast as it is taken."""
+    """`first`, then `data` repeatedly, as fast as it is read."""
 
     def behave(exchange: Exchange) -> None:
         exchange.write(first)
@@ -145,7 +145,7 @@ class Receiver:
     paths: dict[str, Behaviour] = field(default_factory=dict)
     requests: list[Received] = field(default_factory=list)
     shakes_hands: threading.Event = field(default_factory=threading.Event)
-    connections: int = 0  # accepted so far, whatever came of them
+    connections: int = 0  # the connections accepted so far
 
     def __enter__(self) -> "Receiver":
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -164,7 +164,7 @@ class Receiver:
         self._listener.close()
         with self._changed:
             for connection in self._open:
-                with contextlib.suppress(OSError):  # it may be gone already
+                with contextlib.suppress(OSError):  # it may be closed already
                     connection.shutdown(socket.SHUT_RDWR)
 
     @property
@@ -213,7 +213,7 @@ class Receiver:
                 self._changed.notify_all()
             behaviour(Exchange(request, connection, self._stopping))
         except (OSError, EOFError, ValueError):
-            return  # the sender went away or does not speak HTTP, as many a test makes it
+            return  # the sender disconnected or does not speak HTTP, as in many tests
         finally:
             with self._changed:
                 self._open -= {plain, connection}
@@ -243,7 +243,7 @@ def unused_port() -> int:
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Each request is answered by the next one, and all later ones by the last."""
+    """Each request gets the next behaviour, and all later ones the last."""
     waiting = list(behaviours)
 
     def behave(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""What a test needs of the machine."""
+"""The requirements of tests on the machine."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def needs(thing: str, remedy: object) -> NoReturn:
-    """Skip on a machine that lacks a thing, saying what to do; in CI nothing may be lacking."""
+    """Skip on a machine that lacks a program, with a hint; in CI, fail."""
     if os.environ.get("CI"):
         pytest.fail(f"CI must have {thing}: {remedy}")
     pytest.skip(f"no {thing}: {remedy}")

@@ -62,7 +62,7 @@ TERM: dict[str, Any] = {
     },
     "required": ["term", "gender"],
 }
-# What must do nothing anywhere.
+# Texts that must have no effect on any page.
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">"
     "<script>document.title='owned'</script>'\"{{31337*31337}}</title></textarea>&amp;\u202etxt.exe"
@@ -81,7 +81,7 @@ def _ask(
 def append_over(
     person: ApiClient, task: dict[str, Any], texts: list[str], start: datetime, pauses: list[float]
 ) -> None:
-    """Append lines; `pauses` has the seconds between each and the one before."""
+    """Append lines; `pauses` contains the seconds between each line and the previous one."""
     at = [rfc3339(start + timedelta(seconds=seconds)) for seconds in accumulate(pauses)]
     person.append(task, *texts, at=at)
 
@@ -103,7 +103,7 @@ def shift(
 
 
 def make_hostile(person: ApiClient, callback: str) -> dict[str, Any]:
-    """A task, its agent and a key that hold what must do nothing, wherever it is shown."""
+    """A task, its agent and a key with hostile texts, which must have no effect on any page."""
     value = {"type": "string", "title": HOSTILE, "description": HOSTILE, "default": HOSTILE}
     schema = {"type": "object", "properties": {HOSTILE: value}}
     person.register("hostile", name=HOSTILE, description=HOSTILE, inputSchema=schema)

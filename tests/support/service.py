@@ -31,7 +31,7 @@ START_SECONDS = 100
 def environment(data: Path, **settings: str) -> dict[str, str]:
     """An environment with these settings and no others of the service."""
     clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
-    # An installed service starts from kept bytecode.
+    # An installed service starts from stored bytecode.
     clean.pop("PYTHONDONTWRITEBYTECODE", None)
     defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests, long enough"}
     return clean | {f"TASKSERVICE_{name}": text for name, text in (defaults | settings).items()}
@@ -51,7 +51,7 @@ def is_port_free(port: int) -> bool:
 
 @cache
 def _migrated_database() -> bytes:
-    """A database as the first start makes it, which takes half the time of that start."""
+    """A database as the first start creates it, which takes half the time of that start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "taskservice.db"
         migrations.upgrade(f"sqlite:///{path}")
@@ -65,7 +65,7 @@ class Service:
     """
 
     command: Sequence[str] = (*COMMAND, "serve")
-    # What answers when it has started; `/livez` where the database takes no writes.
+    # The path that responds after the start; `/livez` if the database accepts no writes.
     ready_path = "/readyz"
     # Whether the service finds a database of this version; else it creates one, as a user's does.
     has_database = True
@@ -89,7 +89,7 @@ class Service:
         self.kill()
 
     def start(self) -> None:
-        # Killed workers, for which no one here can wait, hold the port until they are gone.
+        # Killed workers, for which this process can't wait, hold the port until they have ended.
         until(lambda: is_port_free(self.port))
         self._make_database()
         with open(self.log, "ab") as log:
@@ -150,7 +150,7 @@ class Service:
         )
 
     def add_user(self, name: str = "") -> RemoteClient:
-        """A new user with a first key; made in this process, which is soon done."""
+        """A new user with a first key; created in this process, which is faster."""
         self._make_database()
         with without_routes(Config.from_environment(self.environment)):
             key = user_service.add(name or f"alice {uuid4()}").text

@@ -1,4 +1,4 @@
-"""Answers of the service, for a receiver that imitates it."""
+"""Responses of the service, for a receiver that imitates it."""
 
 import json
 from collections.abc import Callable
@@ -17,14 +17,14 @@ PROBLEM = {"Content-Type": "application/problem+json"}
 TIME = "2026-11-24T13:36:00.123Z"
 
 
-# As in the documentation, with every field but the log.
+# As in the documentation, with every field except the log.
 _EXAMPLE = {
     name: task_schema.fields[name].metadata["examples"][0] for name in SHORT_FIELDS.split(",")
 }
 
 
 def a_task(**changes: Any) -> dict[str, Any]:
-    """A task that runs, as the service has it in its lists."""
+    """A running task, as in the lists of the service."""
     claimed = {"id": "1", "agentId": "a", "claimedAt": TIME, "callback": None}
     return _EXAMPLE | claimed | changes
 
@@ -52,13 +52,13 @@ def passing_on(
     is_refused: Callable[[Received], object] = lambda request: False,
     refusal: Behaviour = play.silence,
 ) -> Behaviour:
-    """Passes on all requests to the service but the refused ones, as a proxy."""
+    """Forwards all requests to the service except the refused ones, as a proxy."""
     passed_on = losing(person, lambda number: False)
     return lambda exchange: (refusal if is_refused(exchange.request) else passed_on)(exchange)
 
 
 def losing(person: RemoteClient, is_lost: Callable[[int], bool]) -> Behaviour:
-    """Passes on to the service, and loses the answers whose numbers, from 1, are to be lost."""
+    """Forwards requests to the service, and loses the responses with some numbers, from 1."""
     numbers = count(1)
 
     def relay(exchange: Exchange) -> None:

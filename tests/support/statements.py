@@ -1,4 +1,4 @@
-"""How many SQL statements and connections something uses."""
+"""The number of SQL statements and connections of an action."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.internals import before_reads, before_writes
 
 
 def used(app: Flask, deed: Callable[[], Any]) -> tuple[int, int, int]:
-    """How many connections for reads a deed uses, and how many statements that read and write."""
+    """The number of connections for reads, and of statements that read and write, of an action."""
     reads: list[str] = []
     writes: list[str] = []
     connections = resources.find(Database, app).reads

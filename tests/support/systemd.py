@@ -29,7 +29,7 @@ class Machine:
         return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
 
     def environment(self, unit: str, **variables: str) -> dict[str, str]:
-        """What systemd gives the unit's command, with what the tests' interpreter needs."""
+        """The environment of the unit's command, with the variables of the tests' interpreter."""
         lines = [word for line in self.values(unit, "Environment") for word in shlex.split(line)]
         (file,) = self.values(unit, "EnvironmentFile")
         assert file.startswith("-")

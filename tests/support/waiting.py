@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
-    """What `happened` gives as soon as that is true; AssertionError after PATIENCE_SECONDS."""
+    """The result of `happened` as soon as it is true; AssertionError after PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := happened()):
         assert time.monotonic() < deadline, f"It did not happen within {PATIENCE_SECONDS:.0f} s"

@@ -15,7 +15,7 @@ PROGRAMS = TESTS / "agent_programs"
 
 
 class Agent(NamedTuple):
-    """What a worker runs for each task, and how the agent is registered."""
+    """The program of a worker, and the fields of its agent."""
 
     program: Sequence[str]
     fields: dict[str, Any]
@@ -90,7 +90,7 @@ TOOLS = AGENTS.keys() | FIXED_TOOLS
 
 
 def task_of(owner: RemoteClient, task_id: str) -> dict[str, Any]:
-    """A task as the service has it."""
+    """A task as the service returns it."""
     task: dict[str, Any] = owner.request("GET", f"/task/{task_id}").json()
     return task
 
@@ -111,7 +111,7 @@ def working(owner: RemoteClient, home: Path) -> Iterator[None]:
         for agent_id, agent in AGENTS.items():
             fields = agent.fields | {"tool": True}
             owner.request("PUT", f"/agent/{agent_id}", json=fields).raise_for_status()
-            # A client may leave a task that still runs.
+            # A client may leave a running task.
             options = ["--agent", agent_id, "--parallel", "8"]
             with (home / f"{agent_id}.log").open("w") as log:
                 workers.append(

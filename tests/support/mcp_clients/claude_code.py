@@ -22,14 +22,14 @@ SERVER = "taskservice"
 MODEL_KEY = "sk-ant-stub-0123456789abcdefghij"
 ROWS, COLUMNS = 50, 120
 PRINT_SECONDS = 120
-# A check comes every 20 ms.
+# A check follows every 20 ms.
 CHECKS_PER_PRESS = 150
 # Colours, movements of the cursor, titles.
 CONTROLS = re.compile(r"\x1b(?:\[[0-9;?<>=]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
 
 class ClaudeCode:
-    """A person's machine, where it was set up before, with the endpoint in its configuration."""
+    """A machine on which it is set up, with the endpoint in its configuration."""
 
     def __init__(self, node: Path, home: Path, model: StubModel, url: str, key: str) -> None:
         home.mkdir()
@@ -54,7 +54,7 @@ class ClaudeCode:
         ]  # fmt: skip
 
     def _consents(self) -> dict[str, object]:
-        """What it asks a person at its first start."""
+        """The questions at its first start."""
         project = {"hasTrustDialogAccepted": True, "hasCompletedProjectOnboarding": True}
         return {
             "hasCompletedOnboarding": True,
@@ -64,7 +64,7 @@ class ClaudeCode:
         }
 
     def print_mode(self, prompt: str) -> str:
-        """What `claude -p` prints for a prompt."""
+        """The output of `claude -p` for a prompt."""
         run = subprocess.run(
             [*self.command, "-p", prompt], env=self.environment, cwd=self.home,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PRINT_SECONDS,
@@ -120,7 +120,7 @@ class ClaudeTerminal:
         self._until(lambda: self._find(text), text)
 
     def press(self, keys: str, shows: str) -> None:
-        """Press keys until it shows a text: it drops those that come while it draws."""
+        """Press keys until it shows a text: keys are lost while it draws."""
         times = count()
 
         def position() -> int:

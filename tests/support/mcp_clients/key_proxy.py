@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from tests.support.waiting import PATIENCE_SECONDS
 
-# They are about one connection, and each side has its own.
+# Headers about one connection, which each side has for itself.
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 
 @contextmanager
 def key_proxy(url: str, key: str) -> Iterator[str]:
-    """The address of a proxy that passes on each request as it is, with the key."""
+    """The address of a proxy that forwards each request unchanged, with the key."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -33,7 +33,7 @@ def key_proxy(url: str, key: str) -> Iterator[str]:
                 server.endheaders(body)
                 answer = server.getresponse()
                 content = answer.read()
-            # The suite does not wait for each answer.
+            # The suite does not wait for each response.
             with suppress(ConnectionError):
                 self.send_response_only(answer.status)
                 for name, text in _end_to_end(answer.getheaders()):

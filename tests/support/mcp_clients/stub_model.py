@@ -1,4 +1,4 @@
-"""A model behind the Messages API that says what a test tells it to."""
+"""A model behind the Messages API with the answers of a test."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class StubModel:
         self._turns = iter(turns)
         self._numbers = count(1)
         self._lock = Lock()
-        # What the tools gave back, as the client showed it to the model.
+        # The results of the tools, as the client sent them to the model.
         self.results: list[str] = []
         self.requests: list[dict[str, Any]] = []
         model = self
@@ -105,7 +105,7 @@ def _results(messages: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _values(text: str, name: str) -> list[str]:
-    """The values of a name in a JSON text, however deep."""
+    """The values of a name in a JSON text, at any depth."""
     values: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
