@@ -48,7 +48,9 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
 
 
 @options.command("taskservice approve", "< prompt.json")
-@options.text_option("--agent", help="Agent that asks (default: claude-code or codex).")
+@options.text_option(
+    "--agent", metavar="ID", help="Agent that asks (default: claude-code or codex)."
+)
 @click.option(
     "--timeout",
     type=options.Duration(minimum=1, maximum=MAX_TIMEOUT),

@@ -36,7 +36,9 @@ def command() -> None:
     "test", "https://hooks.example.org/tasks", "https://hooks.example.org/tasks --user alice"
 )
 @click.argument("url", type=options.text)
-@options.text_option("--user", help="Sign with this user's secret instead of a temporary one.")
+@options.text_option(
+    "--user", metavar="NAME", help="Sign with this user's secret instead of a temporary one."
+)
 def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL, and print the result.
 

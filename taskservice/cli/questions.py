@@ -260,6 +260,7 @@ INTERRUPTED = 128 + signal.SIGINT
 )
 @options.text_option(
     "--agent",
+    metavar="ID",
     help="Agent of the task that is started for the question, outside of a task (default: ask).",
 )
 def ask_command(

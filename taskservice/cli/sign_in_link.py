@@ -16,7 +16,9 @@ from taskservice.terminal import notice, print_line
 )
 @click.argument("user", type=options.text)
 @options.text_option(
-    "--key", help="Name of the user key whose rights the link gives (default: the first)."
+    "--key",
+    metavar="NAME",
+    help="Name of the user key whose rights the link gives (default: the first).",
 )
 def command(user: str, key: str | None) -> None:
     """Print a link that signs USER in to the dashboard, once, within 15 minutes."""

@@ -77,7 +77,7 @@ def key_command() -> None:
 @options.text_option(
     "--name", required=True, help="Name of the person or program that uses the key."
 )
-@options.text_option("--agent", help="Limit the key to the tasks of this agent.")
+@options.text_option("--agent", metavar="ID", help="Limit the key to the tasks of this agent.")
 @options.flag("--read", help="Create a key that can only read.")
 @options.flag(
     "--login",
