@@ -57,7 +57,7 @@ def check(data: Path, code: int = 0, **settings: str) -> dict[str, dict[str, str
     return {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
 
 
-# Runs a command, and writes to a file by how many KiB its memory has grown at most.
+# Runs a command, and writes to a file how many KiB its memory has grown at most.
 _MEASURED = """
 import sys
 from pathlib import Path
@@ -78,7 +78,7 @@ finally:
 
 
 def memory_of(data: Path, *arguments: str, database: str, **files: Any) -> int:
-    """The MiB by which the memory of a command has grown at most."""
+    """How many MiB the memory of a command has grown at most."""
     peak = data / "peak memory"
     run_forked(
         [sys.executable, "-c", _MEASURED, str(peak), *arguments],

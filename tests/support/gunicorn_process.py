@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-# The real settings, but with shorter limits, and those of a test.
+# The real settings with shorter limits, and the test's own settings.
 SETTINGS = """
 import sys
 
