@@ -49,11 +49,11 @@ TABLES = ("customers", "orders", "order_lines", "products", "prices", "events")
 SUPPLIERS = {"supplier-a.example": 120, "supplier-b.example": 96, "supplier-c.example": 102}
 UNAVAILABLE = "supplier-c.example: HTTP 503 Service Unavailable"
 PAGES = ("/", "/search", "/cart", "/checkout", "/account")
-DUPLICATE = """\
+NO_VAT_ID = """\
 Traceback (most recent call last):
   File "/srv/invoices/importer.py", line 88, in import_invoice
-    database.execute(INSERT, invoice.columns())
-sqlite3.IntegrityError: UNIQUE constraint failed: invoices.number"""
+    raise ValueError(f"invoice {invoice.number} has no VAT ID")
+ValueError: invoice 2026-0815 has no VAT ID"""
 QUESTION = """\
 Two sources disagree about the price of the small plan. The website says 12 € a month, the price \
 list of November 14 €. Which one is right?"""
@@ -218,7 +218,7 @@ class History:
         if self._now - began < timedelta(hours=14):
             # Since then, each run fails at the same invoice.
             log = [log[0], "importing invoice 2026-0815"]
-            self._add(INVOICES, began, 4.2, "", log, {}, error=DUPLICATE)
+            self._add(INVOICES, began, 4.2, "", log, {}, error=NO_VAT_ID)
             return
         amount = round(sum(self._random.uniform(40, 900) for _ in range(count)), 2)
         self._add(INVOICES, began, count * 1.4, "", log, {"invoices": count, "amount": amount})

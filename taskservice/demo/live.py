@@ -54,11 +54,11 @@ class LiveAgents:
         return self._client.start(agent_id, name=name, labels=labels)
 
     def _encode(self, number: int) -> None:
-        with self._start(VIDEO, f"Recording of the morning, part {number}") as task:
+        with self._start(VIDEO, f"Morning recording, part {number}") as task:
             for step in self._seconds(FRAMES // FRAMES_PER_STEP, 1):
                 frames = step * FRAMES_PER_STEP
                 speed = self._random.uniform(70, 90)
-                task.log(f"frame {frames:5} of {FRAMES}  {speed:.1f} frames/s")
+                task.log(f"frame {frames:5,} of {FRAMES:,}  {speed:.1f} frames/s")
                 task.progress(frames, FRAMES, "frames")
             task.complete(frames=FRAMES, megabytes=212)
 
