@@ -1,13 +1,11 @@
 """The pictures of the documents, taken of `taskservice demo`: `make screenshots`."""
 
-import base64
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +14,30 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, launched, log_menu
 from tests.support.demo import running_demo
+from tests.support.film import Film, to_webp
 from tests.support.service import environment
 from tests.support.waiting import until
 
-WIDE, PHONE, OVERVIEW = (1280, 940), (390, 844), (960, 600)
-USUAL_URL = "http://127.0.0.1:8000"
-# Playwright makes PNG only; the browser itself makes something smaller of it.
-TO_WEBP = """async ([png, quality]) => {
-  const image = await createImageBitmap(await (await fetch("data:image/png;base64," + png)).blob());
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [image.width, image.height];
-  canvas.getContext("2d").drawImage(image, 0, 0);
-  return canvas.toDataURL("image/webp", quality).split(",")[1];
-}"""
+WIDE, PHONE, OVERVIEW = (1280, 940), (390, 844), (960, 500)
 # The lower end of the last part that is whole in the window, with a margin below a card.
 END = """() => Math.max(...[...document.querySelectorAll("main :is(tr, section, article)")]
   .map((part) => part.getBoundingClientRect().bottom + 20 * part.matches("section, article"))
   .filter((end) => end <= innerHeight))"""
-REPLACE_URL = """([from, to]) => document.querySelectorAll("#log .line a").forEach(
-  (link) => { link.textContent = link.textContent.replace(from, to); })"""
 
 COMMAND = "taskservice run --agent deploy -- ./deploy.sh"
+# A line of the file `steps` lets it print the next line.
 DEPLOY = """\
 #!/bin/sh
-echo "building shop 4.71"
-echo "compiled 214 modules in 6.1 s"
-echo "1,204 tests passed"
-echo "pushed shop:4.71, 38 MB"
-taskservice ask "Deploy shop 4.71 to production?" --choice yes --choice no
+exec 3<>steps
+step() { read -r _ <&3; echo "$1"; }
+step "building shop 4.71"
+step "compiled 214 modules in 6.1 s"
+step "1,204 tests passed"
+step "pushed shop:4.71, 38 MB"
+taskservice ask "Deploy shop 4.71 to production?" --choice yes --choice no >answer
+step "web-1 runs 4.71"
+step "web-2 runs 4.71"
+step '{"version": "4.71", "hosts": 2}'
 """
 
 
@@ -74,66 +68,107 @@ def window(
     visitor.close()
 
 
-def photographed(page: Page, size: tuple[int, int]) -> str:
-    """The upper part of a page as PNG in base64, without a part that is cut off."""
-    page.wait_for_timeout(1_000)
-    height = size[1] if size == PHONE else page.evaluate(END)
-    clip: Any = {"x": 0, "y": 0, "width": size[0], "height": height}
-    return base64.b64encode(page.screenshot(clip=clip)).decode()
-
-
-def save(browser: Browser, png: str, path: Path, quality: float) -> None:
-    page = browser.new_page()
-    path.write_bytes(base64.b64decode(page.evaluate(TO_WEBP, [png, quality])))
-    page.close()
-
-
 def take_pages(browser: Browser, client: RemoteClient, folder: Path) -> None:
     for name, path, size, scheme in pages(client):
         with window(browser, client, size, scheme) as visitor:
-            save(browser, photographed(visitor.go(path), size), folder / f"{name}.webp", 0.6)
+            page = visitor.go(path)
+            page.wait_for_timeout(1_000)
+            # A part that is cut off at the lower end is left out.
+            height = size[1] if size == PHONE else page.evaluate(END)
+            clip: Any = {"x": 0, "y": 0, "width": size[0], "height": height}
+            webp = to_webp(browser, page.screenshot(clip=clip), 0.6)
+            (folder / f"{name}.webp").write_bytes(webp)
 
 
-def take_overview(browser: Browser, client: RemoteClient, folder: Path, data: Path) -> None:
-    """A terminal where a program asks, above its task page."""
-    (data / "deploy.sh").write_text(DEPLOY)
-    (data / "deploy.sh").chmod(0o755)
-    variables = environment(data / "unused", URL=client.url, APIKEY=client.key)
-    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
-    with subprocess.Popen(
-        COMMAND.split(), cwd=data, env=variables, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        assert process.stdout
-        lines = [f"$ {COMMAND}\n", *takewhile(lambda line: "Deploy" not in line, process.stdout)]
-        [task] = until(lambda: client.read("/task", agentId="deploy", asking="true"))
-        for scheme in ("light", "dark"):
-            with window(browser, client, OVERVIEW, scheme, scale=2) as visitor:
-                page = visitor.go(f"/tasks/{task['id']}")
-                log_menu(page).get_by_label("Wrap long lines").check()
-                page.keyboard.press("Escape")
-                page.locator("#log-menu summary").blur()
-                expect(page.locator("#log .line")).to_have_count(len(lines))
-                page.evaluate(REPLACE_URL, [client.url, USUAL_URL])
-                png = photographed(page, OVERVIEW)
-            log = client.read(f"/task/{task['id']}")["logs"]
-            text = "".join([*lines, log[-1]]).replace(client.url, USUAL_URL)
-            whole = composed(browser, scheme, text, png)
-            save(browser, whole, folder / f"overview-{scheme}.webp", 0.8)
-        client.write("DELETE", f"/task/{task['id']}")
+class Program:
+    """The command in a terminal; each of its lines is printed when it is read."""
+
+    def __init__(self, client: RemoteClient, directory: Path) -> None:
+        (directory / "deploy.sh").write_text(DEPLOY)
+        (directory / "deploy.sh").chmod(0o755)
+        os.mkfifo(directory / "steps")
+        self._steps = os.open(directory / "steps", os.O_RDWR)
+        variables = environment(directory / "unused", URL=client.url, APIKEY=client.key)
+        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+        self._process = subprocess.Popen(
+            COMMAND.split(), cwd=directory, env=variables, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        os.close(self._steps)
+
+    def step(self) -> str:
+        os.write(self._steps, b"\n")
+        return self.read()
+
+    def read(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline()
 
 
-def composed(browser: Browser, scheme: Any, text: str, png: str) -> str:
-    page = browser.new_page(color_scheme=scheme, device_scale_factor=2)
-    page.set_content((Path(__file__).parent / "support" / "overview.html").read_text())
-    page.locator("pre").evaluate("(element, text) => { element.textContent = text; }", text)
-    page.locator("img").evaluate(
-        "(image, url) => { image.src = url; return image.decode(); }",
-        f"data:image/png;base64,{png}",
-    )
-    whole = page.locator("#stage").screenshot(omit_background=True)
-    page.close()
-    return base64.b64encode(whole).decode()
+def take_overview(browser: Browser, client: RemoteClient, folder: Path, directory: Path) -> None:
+    """Film a program that asks in a terminal, and its task in the dashboard."""
+    with window(browser, client, OVERVIEW, "light", 1.25) as visitor:
+        page, film = visitor.page, Film(visitor.page, client.url, "light", 1.25)
+        film.reserve_lines(11)
+        for length, milliseconds in ((0, 900), (16, 250), (33, 250), (len(COMMAND), 250)):
+            film.text = f"$ {COMMAND[:length]}"
+            film.take(milliseconds)
+        film.text += "\n"
+        with Program(client, directory) as program:
+            link = page.locator("#rows").get_by_role("link", name="deploy").first
+            link.wait_for()
+            film.take(900)
+            film.take(500, link)
+            link.click()
+            lines = page.locator("#log .line")
+            for count in range(1, 5):
+                film.text += program.step()
+                expect(lines).to_have_count(count)
+                wrap_lines(page)
+                film.take(600)
+            film.text += program.read()
+            expect(lines).to_have_count(5)
+            yes = page.get_by_role("button", name="yes")
+            yes.wait_for()
+            film.take(1_800)
+            take_stills(browser, client, folder, page.url, film.text)
+            film.take(900, yes)
+            yes.click()
+            yes.wait_for(state="detached")
+            for count in (6, 7):
+                film.text += program.step()
+                expect(lines).to_have_count(count)
+                film.take(700)
+            film.text += program.step()
+            page.locator("#output").wait_for()
+            film.text += "$ "
+            film.take(4_000)
+    film.save(folder / "first-run.webp")
+
+
+def take_stills(browser: Browser, client: RemoteClient, folder: Path, url: str, text: str) -> None:
+    for scheme in ("light", "dark"):
+        with window(browser, client, OVERVIEW, scheme, 2) as visitor:
+            page = visitor.go(url.removeprefix(client.url))
+            expect(page.locator("#log .line")).to_have_count(5)
+            wrap_lines(page)
+            still = Film(page, client.url, scheme, 2)
+            still.text = text
+            still.take()
+            still.save(folder / f"overview-{scheme}.webp")
+
+
+def wrap_lines(page: Page) -> None:
+    log_menu(page).get_by_label("Wrap long lines").check()
+    page.keyboard.press("Escape")
+    page.locator("#log-menu summary").blur()
+    page.evaluate("scrollTo(0, 0)")
 
 
 def main(folder: Path) -> None:
