@@ -14,7 +14,8 @@ from tests.support.service import Service
 NOT_TYPED = {
     "git clone ": "`.ci/first-run` and `tests/operations/test_installations.py` have it",
     "make run": "`.ci/first-run` types it",
-    "uvx --from ": "`.ci/dist` installs the wheel",
+    "uvx --from ": "`.ci/dist` tries the wheel",
+    "pipx install ": "`.ci/dist` tries the wheel",
     "gunicorn -c ": "tests/operations/test_commands.py starts it",
     "make dist": "CI builds a release",
     "git tag ": "it publishes a version",
