@@ -163,7 +163,7 @@ _ENDED = and_(
     Task.finished_at < bindparam("before"),
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
 )
-# User by user, as the index of finished tasks is sorted.
+# One user after another, in the order of the index of finished tasks.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
 _AMONG = Task.id.in_(bindparam("task_ids", expanding=True))

@@ -412,7 +412,7 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
 
 
 class SearchQuerySchema(FilterQuerySchema):
-    """The text to search for, and the tasks in whose logs."""
+    """The text to search for, and the filters of tasks."""
 
     text = fields.text(
         "The text that a line must contain, character for character.",

@@ -120,7 +120,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         changed = _locked(connection, caller, hook_id)
         is_moved = (changed.target, changed.format) != (before.target, before.format)
-        # The failures so far were at the address before.
+        # The failures so far were at the previous address.
         if changed.state != before.state or (is_moved and changed.state == terms.ACTIVE):
             deliveries.set_hook_state(connection, hook_id, changed.state)
             changed = _locked(connection, caller, hook_id)

@@ -246,7 +246,7 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
 def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:
     """A decorator that makes a view an Endpoint; it takes the arguments of Operation.
 
-    `content` is for status 200, the only success. Headers that answer `headers` are added.
+    `content` is for status 200, the only success. The response headers for `headers` are added.
     """
     headers = fields.get("headers", ())
     responses = fields.pop("responses", {200: content})

@@ -36,7 +36,7 @@ _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 # Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
 # Markdown and mentions, so an invisible space follows each character that begins or joins these:
 # `@here`, `<#1>`, `[text](url)`, `~channel`. A code block would hide the links after it. All three
-# also turn `https://example.com` into a link, and some `example.com`.
+# also turn `https://example.com` into a link, and some of them `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
