@@ -59,7 +59,9 @@ def command(port: int, no_browser: bool) -> None:
 
 def _handle_signals(handler: Any) -> None:
     for number in SIGNALS:
-        signal.signal(number, handler)
+        # `nohup` ignores SIGHUP.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:

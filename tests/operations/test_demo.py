@@ -76,6 +76,14 @@ def test_demo_that_ends_before_it_is_ready_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_demo_that_nohup_starts_ignores_a_hangup(tmp_path: Path) -> None:
+    with subprocess.Popen(["nohup", *DEMO], env=demo_environment(tmp_path)) as process:
+        until(lambda: list(tmp_path.glob("*/taskservice.db")))
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+
+
 def test_demo_on_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with running_demo(tmp_path) as demo:
         port = demo.client.url.rpartition(":")[2]
