@@ -25,6 +25,8 @@ def ended_if_killed(
     seconds to end the task.
     """
     reader, writer = os.pipe()
+    # Python swallows the exception of a handler that runs during the fork.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if not child:
         os.close(writer)
@@ -33,6 +35,7 @@ def ended_if_killed(
     os.close(reader)
     with suppress(ChildProcessError):  # if SIGCHLD is ignored
         os.waitpid(child, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield lambda task: os.write(writer, task.id.encode())
         with suppress(BrokenPipeError):

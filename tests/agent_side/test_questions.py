@@ -206,6 +206,17 @@ def test_killed_ask_leaves_no_question_open(machine: AgentMachine) -> None:
     assert machine.user.the_task()["error"]["type"] == "cancelled"
 
 
+def test_signal_is_not_lost_while_ask_forks(machine: AgentMachine) -> None:
+    # Python swallows the exception of a handler that runs inside of such a function.
+    machine.patch(
+        "import os, signal\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
+    done = machine.run("ask", "Deploy?", "--timeout", "20s")
+    assert done.returncode == 128 + signal.SIGINT
+    assert machine.user.read("/task?asking=true") == []
+
+
 def test_agent_key_asks_as_its_own_agent(machine: AgentMachine) -> None:
     machine.user.write("PUT", "/agent/one")
     key = machine.user.write("POST", "/key", name="machine", agentId="one")["key"]
