@@ -8,12 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from tests.support.agent_machine import AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, block_in
-from tests.support.permission_prompts import CLAUDE, CODEX, decision
+from tests.support.permission_prompts import CLAUDE, CODEX, CODEX_SCHEMAS, decision
 from tests.support.receiver import Behaviour, Receiver, drip, silence, unused_port
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -99,6 +100,11 @@ def test_answer_is_the_decision(
     assert (code, decision(printed), notices) == (0, decided, [])
     after = machine.user.the_task()
     assert (after["status"], after["output"]) == ("complete", content)
+
+
+def test_recorded_prompt_is_one_of_codex() -> None:
+    jsonschema_rs.validate(CODEX_SCHEMAS["input"], CODEX)
+    assert CODEX_SCHEMAS["input"]["required"] == sorted(CODEX)
 
 
 def test_agent_is_an_option_or_that_of_the_key(machine: AgentMachine) -> None:

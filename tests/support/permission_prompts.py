@@ -1,6 +1,7 @@
 """The permission prompts of coding agents, as their hooks get them, and valid decisions."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -15,15 +16,15 @@ CLAUDE = {
     "hook_event_name": "PermissionRequest", "tool_name": "Bash", "tool_input": BASH,
     "permission_suggestions": [{"type": "toolAlwaysAllow", "tool": "Bash"}],
 }  # fmt: skip
-# All that the schema of Codex requires.
+# All that its schema requires.
 CODEX = {
     "session_id": "01a20e63-9249-7000-8000-00000000cafe", "turn_id": "7",
     "transcript_path": None, "cwd": "/home/ann/website", "permission_mode": "default",
     "hook_event_name": "PermissionRequest", "model": "any", "tool_name": "Bash",
     "tool_input": BASH,
 }  # fmt: skip
-# What Codex takes: the fields of permission-request.command.output.schema.json in its repository
-# (Apache-2.0), without those that deny at once, for which it has no meaning yet.
+CODEX_SCHEMAS = json.loads(Path(__file__).with_name("codex_hook_schemas.json").read_text())
+# What both accept, without what Codex refuses, such as `updatedInput`.
 OUTPUT = {
     "type": "object", "additionalProperties": False, "required": ["hookSpecificOutput"],
     "properties": {"hookSpecificOutput": {
@@ -46,5 +47,6 @@ OUTPUT = {
 def decision(printed: str) -> Json:
     """The decision in the output of a hook."""
     output = json.loads(printed)
-    jsonschema_rs.validate(OUTPUT, output)
+    for schema in (OUTPUT, CODEX_SCHEMAS["output"]):
+        jsonschema_rs.validate(schema, output)
     return dict(output["hookSpecificOutput"]["decision"])
