@@ -18,7 +18,7 @@ from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_MUTE_DAYS, M
 
 DAY_SECONDS = 86_400
 HEADER = ("ID", "NAME", "STATE", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
-# Left out on a narrow terminal, the first of them first.
+# Columns that a narrow terminal omits, in this order.
 OPTIONAL = ("OF", "USUALLY", "LAST SUCCESS", "NEXT RUN")
 # On a terminal: red, yellow and grey.
 COLOURS = {HANGING: "31", BROKEN: "31", LATE: "33", "muted": "90"}
@@ -39,9 +39,9 @@ def list_all(as_json: bool) -> None:
     """List agents, with the outcomes of their last 30 tasks.
 
     STATE is "ok", or one or more of "muted", "hanging", "broken" (the last task failed or timed
-    out) and "late". SUCCESS is the success rate, OF the number of tasks without cancelled ones,
-    USUALLY the median duration, and NEXT RUN the time of the next expected task. With --json,
-    `numbers` contains the numbers in the outputs of the agent's last 100 tasks.
+    out) and "late". SUCCESS is the success rate of these tasks, OF their number without cancelled
+    tasks, USUALLY the median duration, and NEXT RUN the time of the next expected task. With
+    --json, `numbers` contains the numbers in the outputs of the agent's last 100 tasks.
     """
     with service_client() as client:
         agents = client.agents(health=True)
@@ -71,7 +71,7 @@ def list_all(as_json: bool) -> None:
 @options.text_option("--description", help="Description for people and for MCP clients.")
 @options.json_option(
     "--input-schema",
-    help="JSON Schema of the tasks' input: an object, or @FILE with one; @- reads stdin.",
+    help="JSON Schema of the tasks' input: a JSON object, or @FILE to read a file (@- for stdin).",
 )
 @options.json_option(
     "--annotations", help='MCP tool hints, such as {"readOnlyHint": true}, or @FILE.'
@@ -79,13 +79,13 @@ def list_all(as_json: bool) -> None:
 @click.option(
     "--tool/--no-tool",
     default=None,
-    help="Whether MCP clients get a tool for the agent (default: while a worker was seen in the "
-    "last 30 days).",
+    help="Whether MCP clients get a tool for the agent (default: yes if a worker was seen in "
+    "the last 30 days).",
 )
 @click.option(
     "--every",
     type=options.Duration(maximum=MAX_TIMEOUT),
-    help="Maximum time from one start of a task to the next, such as 25h; 0 to expect none.",
+    help="Maximum time between the starts of two tasks, such as 25h; 0 if none are expected.",
 )
 @options.text_option(
     "--cron", help="When tasks are expected, as a cron expression with five fields."
@@ -104,13 +104,13 @@ def list_all(as_json: bool) -> None:
     "--cron, and how long tasks usually take).",
 )
 def add(agent_id: str, **fields: Any) -> None:
-    """Register an agent, or update the given fields of an existing one.
+    """Register an agent, or update the given fields of an existing agent.
 
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
 
-    With --every or --cron, an agent that starts no task in time is late. --every 0 also ends
-    --max-duration.
+    With --every or --cron, an agent that starts no task in time is late. With --every 0, the
+    maximum duration is removed too.
     """
     names = ("every", "cron", "timeZone", "grace", "maxDuration")
     values = {name: fields.pop(name) for name in names}
@@ -125,9 +125,9 @@ def add(agent_id: str, **fields: Any) -> None:
 
 
 def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, Any]:
-    """The present expectations that remain: without them nobody would be notified of late runs.
+    """The agent's present expectations that remain, since the service replaces all of them.
 
-    A new schedule replaces the present one.
+    A new schedule replaces the present schedule.
     """
     agents = {agent["id"]: agent.get("expect") or {} for agent in client.agents()}
     has_schedule = "every" in changes or "cron" in changes
@@ -160,8 +160,9 @@ def show(agent_id: str, as_json: bool) -> None:
 def mute(agent_id: str, duration: int) -> None:
     """Send people no messages about an agent for a time.
 
-    DURATION is a time with a unit, such as 8h or 7d. Questions are still sent, and programs get all
-    events. A problem that begins in this time, and still exists at its end, is sent then.
+    DURATION is a time with a unit, such as 8h or 7d. Questions are still sent, and programs still
+    receive all events. If a problem begins while the agent is muted, and still exists at the end
+    of that time, the message is sent then.
     """
     _set_muted(agent_id, rfc3339(round((time.time() + duration) * 1000)))
 
@@ -171,7 +172,7 @@ def mute(agent_id: str, duration: int) -> None:
 def unmute(agent_id: str) -> None:
     """Send messages about an agent again.
 
-    Messages about problems that still exist, and were not sent, are sent now.
+    Messages about problems that began while the agent was muted, and still exist, are sent now.
     """
     _set_muted(agent_id, None)
 

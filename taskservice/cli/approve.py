@@ -25,8 +25,9 @@ from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, notice, print_json, shortened
 from taskservice.terms import MAX_TIMEOUT
 
-# https://code.claude.com/docs/en/hooks and https://developers.openai.com/codex/hooks describe it;
-# Codex has schemas, in codex-rs/hooks/schema/generated/permission-request.command.*.schema.json.
+# The hook is described at https://code.claude.com/docs/en/hooks and
+# https://developers.openai.com/codex/hooks. The source code of Codex contains its JSON Schemas:
+# codex-rs/hooks/schema/generated/permission-request.command.*.schema.json.
 EVENT = "PermissionRequest"
 FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
 MAX_INPUT = 5 * 1024 * 1024  # in bytes
@@ -35,11 +36,11 @@ MAX_MESSAGE = 4_000
 LONGEST_RUN = 16
 # Categories of Unicode: control, format (such as right-to-left marks), surrogates, separators.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
-# Other characters that are drawn as nothing: fillers, joiners and variation selectors.
+# Other invisible characters: fillers, joiners and variation selectors.
 BLANK = re.compile(
     "[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-# Seconds until the agent asks in its own terminal if the service is unavailable.
+# If the service is unavailable for this many seconds, the agent asks in its own terminal.
 REACH: Any = {"retry_timeout": 10.0, "timeout": 10.0}
 DECISION = {"type": "string", "title": "Decision", "enum": ["allow", "deny"]}
 REASON = {"type": "string", "title": "Reason", "description": "Sent to the agent with deny."}
@@ -60,12 +61,13 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
 def command(agent: str | None, timeout: int) -> None:
     """Answer the permission prompt of a coding agent.
 
-    Claude Code and Codex call this command from their hook PermissionRequest, with the prompt as
-    JSON on stdin. It starts a task that asks a person, and prints the decision.
-    Without an answer (expired, declined, no service or key, a signal) it prints nothing and exits
-    with 0, and the agent asks in its own terminal. Other input and wrong options exit with 1.
+    Claude Code and Codex call this command from their PermissionRequest hook, with the prompt as
+    JSON on stdin. The command starts a task that asks a person, and prints the decision.
+    If the question expires or is declined, the service or the key can't be used, or a signal
+    arrives, the command prints no decision and exits with 0. The agent then asks in its own
+    terminal. For other input and for wrong options, the exit status is 1.
     """
-    # A thread waits for them, since the exception of a handler can be lost.
+    # A thread waits for these signals, since an exception that a signal handler raises can be lost.
     signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -91,7 +93,7 @@ def command(agent: str | None, timeout: int) -> None:
 
 
 def _no_answer(reason: str) -> NoReturn:
-    """Exit at once, in any thread: another process ends the task."""
+    """Exit at once, from any thread; the watchdog process ends the task."""
     notice(f"no decision, so the agent asks in its terminal: {reason}")
     os._exit(0)
 
@@ -109,7 +111,7 @@ def _end_after(wait: Callable[[], object]) -> NoReturn:
 
 
 def _prompt() -> dict[str, Any]:
-    """The prompt on stdin, with secrets masked; otherwise exits with 1."""
+    """The prompt on stdin, with secrets masked; exits with 1 if stdin contains no prompt."""
     with open(0, "rb", closefd=False) as file:
         data = file.read(MAX_INPUT + 1)
     try:
@@ -127,16 +129,16 @@ def _prompt() -> dict[str, Any]:
 
 
 def _caller(prompt: Mapping[str, Any]) -> str:
-    """The agent that called this command: only Codex has turns."""
+    """The agent that called this command; only prompts of Codex contain the ID of a turn."""
     if "turn_id" in prompt:
         return "codex"
     return "claude-code" if {"CLAUDE_PROJECT_DIR", "CLAUDECODE"} & os.environ.keys() else "approve"
 
 
 def _message(prompt: Mapping[str, Any]) -> str:
-    """The question: directory, session and tool in its first line, the rest in a code block."""
+    """The question: directory, session and tool on the first line, the rest in a code block."""
     directory = shortened(PurePath(prompt["cwd"]).name or "root", 100)
-    # Only letters, marks, digits and these: no quotation mark can end the name.
+    # Only letters, marks, numbers and these characters, so that no quotation mark ends the name.
     directory = "".join(c if category(c)[0] in "LMN" or c in " .…+@*-" else "_" for c in directory)
     session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
     tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
@@ -150,7 +152,7 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
     texts = {name: text for name, text in tool_input.items() if isinstance(text, str)}
     shown = {"command", "file_path"} & texts.keys()
     if "file_path" in shown:
-        # In one line: the lines below it are the change.
+        # On one line, since the lines after it are the change.
         texts["file_path"] = _visible(texts["file_path"], kept=" ")
     yield from (texts[name] for name in sorted(shown))
     if {"old_string", "new_string"} <= texts.keys():
@@ -161,7 +163,7 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
         yield from _change("", texts["content"])
     if others := {name: value for name, value in tool_input.items() if name not in shown}:
         text = json.dumps(others, ensure_ascii=False)
-        # Indented, deep JSON could become very long.
+        # Deep JSON could become very long if it is indented.
         yield json.dumps(others, ensure_ascii=False, indent=2) if len(text) < MAX_MESSAGE else text
 
 
@@ -170,7 +172,7 @@ def _change(old: str, new: str) -> Iterator[str]:
     before, after = (text.split("\n") if text else [] for text in (old, new))
     if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing them could take long
         return iter([f"-{line}" for line in before] + [f"+{line}" for line in after])
-    # Without the names of the files and the line numbers.
+    # Skip the header, which contains file names and line numbers.
     return islice(difflib.unified_diff(before, after, n=len(before), lineterm=""), 3, None)
 
 
@@ -191,7 +193,7 @@ def _block(text: str) -> str:
 
 
 def _visible(text: str, kept: str = " \n\t") -> str:
-    """The text with escapes for what controls a terminal, and for what hides or reorders text."""
+    """The text, with escapes for characters that control a terminal, or hide or reorder text."""
     unsafe = {c for c in set(text) - set(kept) if category(c) in UNSAFE or BLANK.match(c)}
     visible = text.translate({ord(char): json.dumps(char)[1:-1] for char in unsafe})
     return re.sub(f"`{{{LONGEST_RUN},}}", lambda run: r"\u0060" * len(run[0]), visible)

@@ -1,4 +1,4 @@
-"""`taskservice`: its commands by name; each one's module is imported when it is called."""
+"""The commands of `taskservice` by name; each command is imported only when it is called."""
 
 import gc
 import os
@@ -59,10 +59,10 @@ def _readable_errors(calls_approve: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        # Coding agents take status 2 of a hook as a denial.
+        # Coding agents treat exit status 2 of a hook as a denial.
         if isinstance(error, click.UsageError) and calls_approve():
             vars(error)["exit_code"] = 1
-        # A help text has several lines, and quotes nothing.
+        # This error is a help text: it has several lines, and quotes nothing.
         if not isinstance(error, NoArgsIsHelpError):
             vars(error)["message"] = escaped(error.message)
         raise
@@ -91,7 +91,8 @@ class _CommandsOnDemand(click.Group):
 
 def quick_import(name: str) -> Any:
     """Import a module quickly; call it in the main thread, before other threads start."""
-    # Objects created during an import are not garbage: no collection saves a tenth of the time.
+    # Objects created during an import are not garbage. Without garbage collection, the import
+    # takes a tenth less time.
     gc.disable()
     try:
         return import_module(name)
@@ -101,7 +102,7 @@ def quick_import(name: str) -> Any:
 
 
 def _load(name: str) -> click.Command:
-    """A command; a stand-in for a server command where only the client is installed."""
+    """The command; if only the client is installed, a server command that prints what it needs."""
     try:
         module = quick_import(COMMANDS[name])
     except ModuleNotFoundError as error:
@@ -115,13 +116,13 @@ def _load(name: str) -> click.Command:
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )
-    # A module is named after its command, unless it has several.
+    # A module calls its first command `command`, and any other `NAME_command`.
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 
 
 def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
-    # Programs that the command starts use it too.
+    # In the environment, so that programs that the command starts use the same profile.
     if name is not None:
         os.environ[PROFILE_VARIABLE] = name
 

@@ -1,4 +1,4 @@
-"""`taskservice db`: the database."""
+"""`taskservice db`: upgrade, check, back up, restore and copy the database."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
 def _address(value: str) -> URL:
-    """A database's URL, or the path of an SQLite file."""
+    """The URL of a database, from its URL or from the path of an SQLite file."""
     if "://" not in value:
         return URL.create("sqlite", database=str(Path(value).absolute()))
     try:
@@ -36,7 +36,7 @@ def command() -> None:
 
 @command.command("upgrade")
 def upgrade() -> None:
-    """Migrate the database to the newest revision, and print it."""
+    """Migrate the database to the newest revision, and print that revision."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
@@ -46,7 +46,7 @@ def upgrade() -> None:
 def check(as_json: bool) -> None:
     """Check the database without changing it.
 
-    The exit status is 1 if there is an error; warnings do not change it.
+    The exit status is 1 if there is an error, otherwise 0, even if there are warnings.
     """
     states = set()
     for finding in database_check.findings(load_config()):
@@ -77,9 +77,9 @@ def back_up(file: Path, force: bool) -> None:
 
 @command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.flag("--force", help="Replace an existing database, which is saved as a file next to it.")
+@options.flag("--force", help="Replace an existing database; its file is saved under a new name.")
 def restore_(file: Path, force: bool) -> None:
-    """Replace the SQLite database by the backup FILE. Stop the service first.
+    """Replace the SQLite database with the backup FILE. Stop the service first.
 
     FILE is verified first, and migrated to the newest revision afterwards.
     """
@@ -107,8 +107,8 @@ def restore_(file: Path, force: bool) -> None:
 def copy_(source: URL, target: URL, as_json: bool) -> None:
     """Copy a database into an empty one, and compare both.
 
-    FROM and TO each are an SQLite file or a postgresql:// URL. Neither may be in use. If the copy
-    is interrupted, run the same command again to resume it.
+    FROM and TO are each an SQLite file or a postgresql:// URL. Neither database may be in use. If
+    the copy is interrupted, run the same command again to resume it.
     """
     prepare_files()
     with one_line_errors():
@@ -129,10 +129,10 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
 
 
 def _sqlite_file(instead: str) -> tuple[Config, Path]:
-    """The settings and the file of the database; exits for PostgreSQL and prints what to do."""
+    """The settings and the database file; for PostgreSQL, exits and prints what to do `instead`."""
     config = load_config()
     file = sqlite_file(make_url(config.DATABASE_URL))
-    # As after Ctrl-C, an unfinished copy is removed.
+    # SIGTERM raises an exception too, so that an unfinished copy is removed, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if file is None:
         exit_with_error(f"this command works only with SQLite; {instead}", 2)

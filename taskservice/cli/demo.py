@@ -43,12 +43,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="Port to listen on.",
 )
-@click.option("--no-browser", is_flag=True, help="Print the link, and open no browser.")
+@click.option("--no-browser", is_flag=True, help="Print the link without opening a browser.")
 def command(port: int, no_browser: bool) -> None:
-    """Serve made-up data: eight agents with tasks of two months, three of them running now.
+    """Serve made-up data: eight agents with two months of tasks.
 
-    The data are in a temporary directory, which is removed at the end. Settings in the environment
-    are ignored.
+    Three of the agents start new tasks while the demo runs. The data is stored in a temporary
+    directory, which is removed when the command ends. Settings in the environment are ignored.
     """
     prepare_files()
     _handle_signals(_exit)
@@ -65,13 +65,13 @@ def _handle_signals(handler: Any) -> None:
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    """End the program by an exception, so that the directory is removed."""
+    """End the program with an exception, so that the directory is removed."""
     _handle_signals(signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def _fill(config: Config) -> tuple[str, str]:
-    """Make the user and the history; returns the API key and a sign-in link."""
+    """Create the user and the history; returns the API key and a sign-in link."""
     app = create_app(config)
     with app.app_context():
         key = users.add(USER)
@@ -82,7 +82,7 @@ def _fill(config: Config) -> tuple[str, str]:
 
 
 def _serve(path: str, port: int, key: str, link: str, *, opens_browser: bool) -> int:
-    """Run the service and the live agents until a signal ends this program; returns its status."""
+    """Run the service and the live agents until a signal; returns the service's exit status."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
     settings = {"DATA": path, "BIND": f"127.0.0.1:{port}", "LOG_LEVEL": "warning"}
     environment |= {PREFIX + name: text for name, text in settings.items()}
@@ -110,7 +110,7 @@ def _serve(path: str, port: int, key: str, link: str, *, opens_browser: bool) ->
 
 
 def _is_ready(service: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the service can be reached; false if it has ended."""
+    """Wait until the service can be reached; returns false if it has ended."""
     while service.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return True

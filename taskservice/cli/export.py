@@ -18,7 +18,7 @@ from taskservice.terminal import exit_with_error, notice, print_json, print_line
 
 
 def _time(value: str) -> str:
-    """A time in RFC 3339."""
+    """The time in UTC, from RFC 3339."""
     try:
         return in_utc(value)
     except ValidationError as error:
@@ -31,7 +31,7 @@ def _time(value: str) -> str:
     "--user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",
     short_help="Export tasks as JSON Lines.",
 )
-@options.text_option("--user", metavar="NAME", help="Only this user.")
+@options.text_option("--user", metavar="NAME", help="Only the data of this user.")
 @click.option(
     "--since", type=_time, metavar="TIME", help="Only tasks updated at or after this time."
 )
@@ -54,17 +54,18 @@ def command(user: str | None, since: str | None) -> None:
 @options.command("taskservice import", "< tasks.jsonl")
 @options.json_object
 def import_command(as_json: bool) -> None:
-    """Import an export from stdin: all of it or nothing.
+    """Import an export from stdin, completely or not at all.
 
     Tasks and hooks retain their IDs, and those that already exist are skipped. Nobody is notified,
-    and imported hooks are off. An error names the line of the export.
+    and imported hooks are off. An error message contains the line number in the export.
     """
     with service_app():
         try:
             # Not `sys.stdin`, which is None if it was closed at the start.
             with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
                 if not stdin.seekable():
-                    # Writers wait during the import, and a pipe can be slow.
+                    # The database accepts no other writes during the import, and a pipe can be
+                    # slow.
                     shutil.copyfileobj(stdin, copy)
                     copy.seek(0)
                 imported = import_from(stdin if stdin.seekable() else copy)

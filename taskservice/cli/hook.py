@@ -28,7 +28,7 @@ HEADER = (
     "REASON",
 )  # fmt: skip
 COLOURS = {"failing": "31", "off": "31"}
-# Left out on a narrow terminal, the first of them first.
+# Columns that a narrow terminal omits, in this order.
 OPTIONAL = ("LAST DELIVERED", "LABEL", "AGENT", "EVENTS", "FORMAT", "NAME")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
 DELIVERY_OPTIONAL = ("NEXT ATTEMPT", "TASK", "AGENT")
@@ -46,7 +46,7 @@ def command() -> None:
 
 
 def _fields(function: Any) -> Any:
-    """The options of `hook add` and `hook edit`, under the names of their fields in the API."""
+    """The options of `hook add` and `hook edit`, named after the fields of the API."""
     in_order = (
         options.text_option(
             "--name", help="Display name (default: the address without its secret part)."
@@ -54,7 +54,7 @@ def _fields(function: Any) -> Any:
         click.option(
             "--format",
             type=click.Choice(HOOK_FORMATS),
-            help="Form of the messages (default: `mail` for mailto:, `slack` for hooks.slack.com "
+            help="Format of the messages (default: `mail` for mailto:, `slack` for hooks.slack.com "
             "and paths that end in /slack, `ntfy` for ntfy.sh, otherwise `standard`, a signed "
             "webhook).",
         ),
@@ -64,7 +64,7 @@ def _fields(function: Any) -> Any:
             type=click.Choice(EVENTS),
             multiple=True,
             callback=lambda ctx, param, events: events or None,
-            help=f"Event to notify of. Repeatable. By default {', '.join(DEFAULT_EVENTS)}.",
+            help=f"Event to send. Repeatable (default: {', '.join(DEFAULT_EVENTS)}).",
         ),
         options.agent_option("agentId", help="Only events of this agent; '' for all agents."),
         click.option(
@@ -84,14 +84,14 @@ def _fields(function: Any) -> Any:
             "--answer-links/--no-answer-links",
             "answerLinks",
             default=None,
-            help="Whether messages of questions contain a link with which anyone can answer, "
-            "without a key (default: no).",
+            help="Whether messages about questions contain a link that lets anyone answer without "
+            "a key (default: no).",
         ),
         click.option(
             "--after",
             type=click.IntRange(1, MAX_AFTER),
             metavar="N",
-            help="Notify that an agent is broken only after N failures in a row (default: 1).",
+            help="Send agent.broken only after N failures in a row (default: 1).",
         ),
     )
     return reduce(lambda inner, add: add(inner), reversed(in_order), function)
@@ -102,7 +102,7 @@ def _label(text: str) -> str:
 
 
 def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields whose options are named; the agent's ID can be a prefix."""
+    """The fields whose options were given, with the whole ID of the agent for a prefix."""
     named = {name: value for name, value in fields.items() if value is not None}
     if agent_id := named.get("agentId"):
         warning = f"no agent {agent_id} is registered yet"
@@ -157,7 +157,7 @@ def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
 @command.command("list")
 @options.json_lines
 def list_all(as_json: bool) -> None:
-    """List hooks, oldest first, and why a hook fails or was turned off.
+    """List hooks, oldest first, with the reason if a hook fails or was turned off.
 
     Addresses are shown without their secrets, and names only if they differ from the address.
     """
@@ -194,8 +194,9 @@ def show(hook_id: str, as_json: bool) -> None:
 def test(hook_id: str, as_json: bool) -> None:
     """Send a test to a hook, and print the outcome.
 
-    The test is one of the hook's events, marked as a test. One address gets at most one test in
-    10 s, and a user can send ten a minute. The exit status is 1 if the test was not delivered.
+    The test is one of the hook's events, marked as a test. A user can send ten tests a minute, and
+    at most one test in 10 s to the same address. The exit status is 1 if the test was not
+    delivered.
     """
     with service_client() as client:
         outcome = client.test_hook(_find(client, hook_id)["id"])
@@ -218,7 +219,7 @@ def turn_on(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def turn_off(hook_id: str, as_json: bool) -> None:
-    """Turn off a hook. Pending messages wait for up to a day."""
+    """Turn off a hook. Pending messages are retained for up to a day."""
     _set_state(hook_id, as_json, OFF, "off")
 
 

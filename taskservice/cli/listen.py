@@ -31,14 +31,14 @@ from taskservice.terminal import notice, print_line
 from taskservice.webhooks import signing
 
 POLL_SECONDS = 1.0
-# A task that ended shortly before another one can become visible after it.
+# A task that ended shortly before another task can become visible later than that task.
 OVERLAP = timedelta(seconds=60)
-# The delay in seconds after each failure, until the same webhook is posted again.
+# Seconds from each failure of a webhook to the next attempt.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "taskservice", "Connection": "close"}
-# The command reached the service at its start, so a response of another program is a proxy's.
+# The command has reached the service before, so a response of another program is from a proxy.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
@@ -57,9 +57,10 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 def command(forward: str) -> None:
     """Receive webhooks on this machine, which the service does not need to reach.
 
-    The command requests tasks as they finish, with any callback or none, and posts a webhook for
-    each as the service would, signed with your callback secret. If the receiver does not return
-    2xx, the webhook is sent again, with the same webhook-id, up to six times.
+    The command requests tasks from the service as they finish, with or without a callback. For
+    each task it posts the webhook that the service would send, signed with your callback secret.
+    If the receiver does not return 2xx, the webhook is sent again, with the same webhook-id, up to
+    six times.
     """
     if not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
@@ -94,15 +95,16 @@ class Forwarder:
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
-        # One session for all requests: Python loses a signal that arrives while one is being
-        # finalized.
+        # One session for all requests, since Python loses a signal that arrives while a session is
+        # being finalized.
         self._session = Session(Limits(MAX_RESPONSE_BYTES))
-        # Like the service: without the proxies and passwords of the environment, and cookies.
+        # As in the service: no cookies, and no proxies and passwords from the environment.
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update(_HEADERS)
         response = client.connection.call("GET", "/user", USER)
-        # The clock of this machine can differ, and a proxy can have removed or damaged the header.
+        # The service's clock, since this machine's clock can differ. A proxy can have removed or
+        # damaged the header.
         self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}
         # By webhook-id: the time of the next attempt, the number of failures, and the task's ID.
@@ -158,10 +160,10 @@ class Forwarder:
             response = self._session.post(
                 self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, stream=True
             )
-        # For a malformed response, the libraries below raise errors of many kinds.
+        # For a malformed response, the libraries raise many kinds of errors.
         except Exception as error:
             return type(error).__name__
-        # Status and headers decide, as in the service.
+        # As in the service, the body does not change the result.
         with suppress(Exception), response:
             _ = response.content
         return f"{response.status_code} {response.reason}".rstrip()
@@ -173,7 +175,7 @@ def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     count = sum(size <= terms.WEBHOOK_LOG_BYTES for size in sizes)
     log = {"logs": lines[len(lines) - count :], "firstLog": task["logCount"] - count + 1}
     members = list(task.items())
-    # The log follows the input.
+    # The service puts the log after the input.
     position = list(task).index("input") + 1
     body = dict(members[:position]) | log | dict(members[position:]) | log
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""`taskservice login` and `logout`: where the client finds the service, and its key."""
+"""`taskservice login` and `logout`: store and remove the URL of the service and a key."""
 
 import os
 import sys
@@ -30,11 +30,11 @@ def command(url: str, profile: str | None) -> None:
     """Store the URL of the service and an API key.
 
     The command asks for the key, without showing it, and tries it. Without a terminal, it reads the
-    key from stdin. The default URL is TASKSERVICE_URL, else the one that was stored before, else
+    key from stdin. The default URL is TASKSERVICE_URL, else the stored URL, else
     http://127.0.0.1:8000.
 
-    Both are stored in a file that only its owner can read. The client commands and the Python
-    client use them, unless TASKSERVICE_URL or TASKSERVICE_APIKEY is set.
+    The URL and the key are stored in a file that only its owner can read. The client commands and
+    the Python client use them, unless TASKSERVICE_URL or TASKSERVICE_APIKEY is set.
     """
     name = profile or http.chosen_profile()
     with service_client.one_line_errors(unavailable=service_client.UNAVAILABLE):

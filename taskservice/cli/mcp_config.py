@@ -1,4 +1,4 @@
-"""`taskservice mcp-config`: how MCP clients call each agent as a tool."""
+"""`taskservice mcp-config`: prints the configuration of MCP clients."""
 
 import click
 
@@ -28,7 +28,7 @@ INTRODUCTION = f"""\
 def command(name: str | None) -> None:
     """Print the configuration with which an MCP client can call each agent as a tool.
 
-    The URL of the service is TASKSERVICE_URL, else the one that `taskservice login` stored. The key
+    The URL of the service is TASKSERVICE_URL, else the URL that `taskservice login` stored. The key
     is not printed.
     """
     with one_line_errors():

@@ -50,12 +50,12 @@ A_CENTURY = 36_600 * 86_400  # in seconds, rounded up to whole days
 
 
 def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None) -> str | None:
-    """The time that was this Duration ago; None without one."""
+    """The time `seconds` ago; None without the option."""
     return None if seconds is None else (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
 def text(value: str) -> str:
-    """Text that UTF-8 can encode, as storing and sending require; Python accepts any bytes."""
+    """The text, if UTF-8 can encode it: arguments can contain any bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def text(value: str) -> str:
 
 
 def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -> str:
-    """The only one of the IDs that a prefix matches; exits if there is none, or more than one."""
+    """The only ID of `ids`, which match a prefix; exits if there is none, or more than one."""
     if not ids:
         exit_with_error(f"No {noun} matches {prefix}", not_found)
     if len(ids) > 1:
@@ -73,7 +73,7 @@ def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -
 
 
 def _label(value: str) -> tuple[str, str]:
-    """A label as KEY=VALUE; the service validates it."""
+    """The key and value of KEY=VALUE; the service validates them."""
     key, equals, rest = text(value).partition("=")
     if not key or not equals:
         raise click.BadParameter("must be KEY=VALUE")
@@ -82,7 +82,7 @@ def _label(value: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Known(click.ParamType[Any]):
-    """A value that a shell completes from the service, each with a short description."""
+    """An argument that a shell completes with values of the service and their descriptions."""
 
     name: str
     values: Callable[["Client"], Iterable[tuple[str, str]]]
@@ -135,14 +135,14 @@ json_object = flag("--json", "as_json", help="Print one JSON object.")
 
 
 def json_input(value: str) -> dict[str, Any]:
-    """A JSON object, or @FILE with one; @- reads stdin. Its numbers stay exact."""
+    """The object in JSON, in FILE for `@FILE`, or on stdin for `@-`, with exact numbers."""
     # Imported here, since the server commands need no runner.
     from taskservice.runner.run import parse_object
 
     data = value.encode(errors="replace")
     try:
         if value.startswith("@"):
-            # One more byte shows that a file is too large.
+            # The last byte is read only to see whether the file is too large.
             with click.open_file(value[1:], "rb") as file:
                 data = file.read(MAX_OBJECT + 1)
     except (OSError, ValueError) as error:
@@ -169,7 +169,7 @@ def _reason(data: bytes) -> str:
 
 
 def _json_or_member(value: str) -> dict[str, Any]:
-    """Like `json_input`, or one member of the object as KEY=VALUE, whose value is a string."""
+    """Like `json_input`; also an object with one string, from KEY=VALUE."""
     key, equals, rest = value.partition("=")
     if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
         return {text(key): text(rest)}
@@ -186,8 +186,8 @@ task_input = partial(
     multiple=True,
     callback=lambda ctx, param, objects: reduce(or_, objects) if objects else None,
     metavar="JSON",
-    help="Input of the task: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE for a "
-    "string. Repeatable.",
+    help="Input of the task: a JSON object, @FILE to read a file (@- for stdin), or KEY=VALUE for "
+    "a string. Repeatable.",
 )
 labels_option = partial(
     click.option,
@@ -201,8 +201,7 @@ since_option = partial(
     click.option, "--since", type=Duration(maximum=A_CENTURY), callback=time_before
 )
 agent_filter = agent_option(help="Only tasks of this agent.")
-label_filter = labels_option(help="Only tasks with this label. Repeat to require several.")
-failed_filter = flag("--failed", help="Only tasks that failed or timed out.")
+label_filter = labels_option(help="Only tasks with this label. Repeat to require several labels.")
 failed_filter = flag("--failed", help="Only tasks that failed or timed out.")
 
 
@@ -226,7 +225,7 @@ class OptionOfRun(click.Option):
 def task_options(
     contact: str, timeout: Duration, cls: type[click.Option] = click.Option
 ) -> Callable[[Any], Any]:
-    """The options of a new task: its timeout is the time without contact to `contact`."""
+    """The options of a new task; `contact` must send requests, or the task times out."""
     in_order = (
         text_option(
             "--name", cls=cls, help="Display name of the task (default: the agent's name)."
@@ -243,15 +242,15 @@ def task_options(
             "--timeout",
             cls=cls,
             type=timeout,
-            help=f"Time without contact to {contact} after which the service ends the task, such "
-            "as 90 (seconds), 5m or 1h30m; 0 for no limit.",
+            help=f"Time without a request from {contact} after which the service ends the task, "
+            "such as 90 (seconds), 5m or 1h30m; 0 for no limit.",
         ),
     )
     return lambda function: reduce(lambda inner, add: add(inner), reversed(in_order), function)
 
 
 def _examples(line: str, arguments: Sequence[str]) -> str:
-    """The end of a command's help: an example for each of the arguments, by default without any."""
+    """The end of a command's help: an example for each item of `arguments`, at least the line."""
     examples = [f"  {line} {text}".rstrip() for text in arguments or [""]]
     return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *examples])
 

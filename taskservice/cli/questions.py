@@ -1,4 +1,4 @@
-"""`taskservice ask` and `task answer`, with questions as text for a person; `progress`."""
+"""`taskservice ask`, `task answer` and `progress`; prints questions for a person."""
 
 import json
 import os
@@ -45,12 +45,12 @@ PLACEHOLDERS = {
     "boolean": "<true or false>",
     "array": "<choice>",
 }
-# Up to this number of choices, the command of each is shown.
+# The command that answers with each choice is printed for at most this many choices.
 MAX_CHOICES = 4
 
 
 def commands(task_id: str, question: Question, is_only: bool) -> tuple[list[str], str]:
-    """The commands that answer a question, with placeholders for values, and that decline it."""
+    """The commands that answer a question, with placeholders, and the command that declines it."""
     which = "" if is_only else f" --question {question['id']}"
     start = f"taskservice task answer {task_id[:LONGER_ID]}{which}"
     return [f"{start} {values}" for values in _values(question["schema"])], f"{start} --decline"
@@ -72,7 +72,7 @@ def outcome(question: Question) -> str:
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
-    """The arguments for the fields; for a single field, its value alone."""
+    """The arguments for each command: a value for a single field, else all required fields."""
     fields = schema["properties"]
     if not fields:
         return ["--accept"]
@@ -80,7 +80,7 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         ((name, field),) = fields.items()
         choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
         if 0 < len(choices) <= MAX_CHOICES:
-            # With its field if it looks like an option or like KEY=VALUE.
+            # With the name of the field if the value looks like an option or like KEY=VALUE.
             typed = (f"{name}={text}" if re.search("^-|=", text) else text for text in choices)
             return list(map(shlex.quote, typed))
         return [_placeholder(field)]
@@ -162,7 +162,10 @@ def answer_command(
 
 
 def _question(client: Client, task_id: str, prefix: str | None) -> Question:
-    """The only open question, or the last one, or the one with this prefix; otherwise exits."""
+    """The question whose ID has this prefix; exits if there is none, or more than one.
+
+    Without a prefix: the only open question, or the last question if none is open.
+    """
     questions = list_questions(client.connection, task_id)
     if prefix is None:
         matches = [item for item in questions if item["state"] == OPEN] or questions[-1:]
@@ -197,7 +200,7 @@ def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn
 
 
 def _content(schema: Mapping[str, Any], values: Sequence[str]) -> dict[str, Any]:
-    """The values by their fields, converted to the types of the schema."""
+    """The value of each field, converted to the type in the schema."""
     fields = schema["properties"]
     by_field: dict[str, list[str]] = {}
     for text in values:
@@ -261,7 +264,7 @@ INTERRUPTED = 128 + signal.SIGINT
 @options.text_option(
     "--agent",
     metavar="ID",
-    help="Agent of the task that is started for the question, outside of a task (default: ask).",
+    help="Agent of the task that is started for a question outside of a task (default: ask).",
 )
 def ask_command(
     message: str,
@@ -272,18 +275,19 @@ def ask_command(
 ) -> None:
     """Ask a person, and print the answer.
 
-    In a program that `run` or `work` started, the task of the program asks. Elsewhere a task is
-    started for the question, and ends with the answer. If the answer has one field, its value
-    is printed, otherwise the answer as JSON. During an outage of the service, the command
-    continues to wait. A signal withdraws the question, or cancels the task that was started for
-    it. Exit status: 0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the
-    question was withdrawn, 69 the service stayed unavailable or refused the question.
+    In a program that `run` or `work` started, the question belongs to the task of the program.
+    Elsewhere a task is started for the question, and ends with the answer. If the answer has one
+    field, its value is printed; otherwise, the answer is printed as JSON. During an outage of the
+    service, the command continues to wait. A signal withdraws the question, or cancels the task
+    that was started for it. Exit status: 0 answered, 1 declined, 3 no answer in time, 4 the task
+    has ended or the question was withdrawn, 69 the service stayed unavailable or refused the
+    question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # The question is stored, like the lines of the log.
+    # The question is stored, so its secrets are masked, as in the log.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
     answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)

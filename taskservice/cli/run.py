@@ -1,4 +1,4 @@
-"""`taskservice run`: any program becomes a task."""
+"""`taskservice run`: runs any program as a task."""
 
 import os
 import re
@@ -60,14 +60,15 @@ def command(
     The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
     last line that CMD prints, if it is a JSON object. The command exits with the exit status of
     CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, to which many programs print
-    in blocks; with --tty it is a terminal. The values of variables with secrets, such as $API_KEY,
-    are stored and sent as ***.
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, to which many programs
+    print in blocks; with --tty it is a terminal. The values of variables with secrets, such as
+    $API_KEY, are stored and sent as ***.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
-    given, and unsent data stays on the disk for --resend. A callback, input, label, name,
-    parent, timeout or time of its start that the service refuses is left out, as is an option
-    with an invalid value. Without a usable URL, key or agent's ID, CMD runs without a task.
+    given, and unsent data stays on the disk for --resend. If the service refuses the callback,
+    input, labels, name, parent, start time or timeout, the task is started without it. An option
+    with an invalid value is ignored. Without a valid URL, key and agent ID, CMD runs without a
+    task.
     A task started inside another task becomes its child.
     """
     open_standard_files()
@@ -98,7 +99,7 @@ def command(
 
 
 def _agent_id(agent: str | None, connection: Connection, program: str) -> str | None:
-    """The given agent, else the one of the program; None for the agent of an agent key."""
+    """The given ID, else an ID made of the program's name; None if an agent key determines it."""
     is_given = agent is not None
     if not is_given and not connection.agent_key_hint:
         file_name = Path(program).name

@@ -26,13 +26,13 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files, p
 
 
 def prepare_files() -> None:
-    """Open closed standard streams, so that no file gets their numbers; make new files private."""
+    """Open closed standard streams, so that no file gets descriptors 0 to 2; make files private."""
     open_standard_files()
     keep_owner_permissions()
 
 
 def load_config(may_create: bool = False) -> Config:
-    """The settings; exits with 2 if one is invalid. It `may_create` a missing secret key."""
+    """The settings, with a new secret key if `may_create`; exits with 2 if one is invalid."""
     prepare_files()
     for name in unknown_names():
         notice(f"{name} is not a known setting; check the spelling")
@@ -108,9 +108,10 @@ def command() -> None:
     with one_line_errors():
         if config.FIRST_USER:
             add_first_user(config)
-        # It has no open connection, so the server processes can inherit it.
+        # The app has no open connection, so the server processes can inherit it.
         app = create_app(config)
-    # gunicorn reads these when it is imported, and fails if one is invalid; we have our own.
+    # gunicorn reads these variables when it is imported, and fails if one is invalid. The service
+    # has separate settings.
     for name in ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE"):
         os.environ.pop(name, None)
     notice(f"data in {config.DATA}, listening on {config.BIND}")

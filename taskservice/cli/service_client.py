@@ -1,4 +1,4 @@
-"""A client for the client commands, whose errors become one line; IDs by their prefixes."""
+"""The client of the client commands, which prints each error as one line; IDs from prefixes."""
 
 import io
 import os
@@ -27,7 +27,7 @@ NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
 # The exit status for a wrong setting or an ambiguous ID, as for click's wrong arguments.
 WRONG_USE = 2
-# The exit status, without the service, of commands that also exit with 1 for a result.
+# The exit status when the service is unavailable, for commands whose result can be status 1.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
@@ -76,9 +76,9 @@ class _PersonClient(Client):
 def service_client(failure: int = 1) -> Iterator[Client]:
     """A client for a command that a person types; its errors become one line.
 
-    It has the settings of the environment or of `login`. The exit status is 2 for a wrong setting
-    or key, UNAVAILABLE without the service, otherwise `failure`; if that is UNAVAILABLE, it is 2
-    for an invalid value too.
+    It uses the settings of the environment or of `login`. The exit status is 2 for a wrong setting
+    or key, UNAVAILABLE if the service is unavailable, otherwise `failure`. If `failure` is
+    UNAVAILABLE, the exit status is 2 for an invalid value too.
     """
     with one_line_errors(failure, UNAVAILABLE):
         yield _PersonClient()
@@ -148,7 +148,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
 
 
 def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:
-    """The ID of the only agent with this prefix; else the text, once `unknown` was called."""
+    """The ID of the only agent with this prefix; else calls `unknown`, and returns the text."""
     known = [agent["id"] for agent in client.agents()]
     ids = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(ids) > 1:
@@ -167,6 +167,6 @@ def registered_agent_id(client: Client, text: str, not_found: int = 1) -> str:
 
 
 def did_you_mean(known: Sequence[str], agent_id: str) -> str:
-    """The agents with a similar ID, as the end of a sentence; empty without any."""
+    """The end of a sentence that suggests agents with similar IDs; empty if there are none."""
     similar = get_close_matches(agent_id, known)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""

@@ -18,7 +18,7 @@ from taskservice.terminal import notice, print_line
 @options.text_option(
     "--key",
     metavar="NAME",
-    help="Name of the user key whose rights the link gives (default: the first).",
+    help="Name of the user key whose rights the link gives (default: the first key).",
 )
 def command(user: str, key: str | None) -> None:
     """Print a link that signs USER in to the dashboard, once, within 15 minutes."""

@@ -100,14 +100,16 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 )
 @options.flag("--waiting", help="Only tasks that no worker has claimed.")
 @options.flag("--asking", help="Only tasks that ask a person something.")
-@options.flag("--hanging", help="Only tasks that run, or are silent, for too long.")
+@options.flag("--hanging", help="Only tasks that have run, or been silent, for too long.")
 @options.failed_filter
 @options.flag("--cancelled", help="Only tasks that were cancelled.")
 @options.flag("--timeout", help="Only tasks that timed out.")
 @options.label_filter
 @click.option("--parent", type=options.known_task, help="Only children of this task.")
 @options.text_option("--q", help="Only tasks whose name contains this text.")
-@options.since_option("created_after", help="Only tasks started within this time, such as 12h.")
+@options.since_option(
+    "created_after", help="Only tasks started at most this long ago, such as 12h."
+)
 @options.limit_option(help=f"Maximum number of tasks (default: {ROWS}; with --json, all).")
 @options.json_lines
 def list_all(
@@ -126,7 +128,7 @@ def list_all(
             for task in islice(tasks, limit):
                 print_json(task.data)
         else:
-            # One more row than the table has, to know whether there are more.
+            # One row more than the table has shows whether there are more tasks.
             rows = limit or ROWS
             page = min(rows + 1, PAGE_TASKS)
             tasks = _tasks(client, **filters, fields=task_text.ROW_FIELDS, page_size=page)
@@ -137,7 +139,7 @@ def list_all(
 
 
 def _filters(values: dict[str, Any]) -> dict[str, Any]:
-    """The filters for these options; those in STATES exclude each other."""
+    """The filters for these options; the options in STATES exclude each other."""
     states = [state for state in STATES if values.pop(state, False)]
     states += [status] if (status := values.pop("status")) else []
     if len(states) > 1:
@@ -148,9 +150,9 @@ def _filters(values: dict[str, Any]) -> dict[str, Any]:
 def _tasks(
     client: Client, error_types: Iterable[terms.ErrorType | None] = (None,), **filters: Any
 ) -> Iterator[Task]:
-    """The tasks that match, newest first; of several lists, since each has one type of error."""
+    """The tasks that match, newest first, from one list for each type of error."""
     lists = (client.tasks(error_type=kind, **filters) for kind in error_types)
-    # The IDs of tasks sort by their start.
+    # Newer tasks have greater IDs.
     return merge(*lists, key=attrgetter("id"), reverse=True)
 
 
@@ -175,8 +177,10 @@ def show(task_id: str, as_json: bool) -> None:
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@options.since_option(help="Only lines printed within this time, such as 10m.")
-@options.text_option("--grep", "text", help="Only lines with this text, in any case.")
+@options.since_option(help="Only lines printed at most this long ago, such as 10m.")
+@options.text_option(
+    "--grep", "text", help="Only lines that contain this text, in upper or lower case."
+)
 @times_option
 @options.flag(
     "-f",
@@ -247,7 +251,7 @@ PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: 
 
 
 def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Callable[..., None]:
-    """The command is called for the one task that is named; otherwise, all chosen are changed."""
+    """Call the command if one TASK_ID is given; otherwise change all tasks that are chosen."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
     @options.agent_filter
@@ -261,7 +265,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
         "created_before",
         type=options.Duration(maximum=options.A_CENTURY, needs_unit=True),
         callback=options.time_before,
-        help="Only tasks started longer ago than this, such as 30d.",
+        help="Only tasks started more than this long ago, such as 30d.",
     )
     @options.flag("--yes", help="Do not ask before several tasks are changed.")
     @wraps(function)
@@ -298,7 +302,7 @@ def _change_all(
     yes: bool,
     as_json: bool,
 ) -> NoReturn:
-    """Change tasks after a question, and exit: with 1 if any of them is refused."""
+    """Change tasks once a person confirms, and exit: with 1 if any change is refused."""
     count = plural(len(ids), "task") + of_agent
     if ids and not yes:
         if not sys.stdin.isatty():
@@ -371,7 +375,7 @@ def delete(task: Task, as_json: bool) -> None:
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
     """Print a link to a task that works without a key.
 
-    Anyone who has the link can look at the task. The task page in the dashboard lists and revokes
+    Anyone who has the link can read the task. The task page in the dashboard lists and revokes
     links.
     """
     with service_client() as client:
@@ -399,7 +403,7 @@ class _Lines(NamedTuple):
     text: str | None = None
 
     def to_read(self, task: Task) -> tuple[int, bool]:
-        """The number of the line before the first one to read, and whether to read times."""
+        """The number of the last line to skip, and whether to read times."""
         after = 0 if self.tail is None else max(task.data["logCount"] - self.tail, 0)
         return after, self.times or self.as_json or self.since is not None
 
@@ -441,7 +445,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
 @options.agent_filter
 @options.label_filter
 @options.failed_filter
-@options.since_option("createdAfter", help="Only tasks started within this time, such as 7d.")
+@options.since_option("createdAfter", help="Only tasks started at most this long ago, such as 7d.")
 @options.limit_option(help="Maximum number of lines (default: all).")
 @options.json_lines
 def grep_command(
@@ -451,7 +455,7 @@ def grep_command(
 
     Each line that contains TEXT is printed as ID:LINE: text, the newest task first. On a terminal,
     it is printed as LINE: text, under a heading with the ID, the agent and the name of the task.
-    TEXT is taken literally; ASCII letters match in any case. Exit status: 0 found, 1 not found,
+    TEXT is not a pattern; the case of ASCII letters is ignored. Exit status: 0 found, 1 not found,
     2 wrong use or key, 69 the service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
@@ -474,12 +478,12 @@ def grep_command(
 
 
 def _hits(client: Client, query: dict[str, Any], failed: bool) -> Iterator[dict[str, Any]]:
-    """The hits, newest task first; with `failed`, of two searches, since each has one type."""
+    """The hits, newest task first; with `failed`, from one search for each type of error."""
 
     def search(kind: str | None) -> Iterator[dict[str, Any]]:
         for page in pages(client.connection, "/search", query | {"errorType": kind}, FOUND):
             yield from page.data["hits"]
 
     kinds = FAILURES if failed else (None,)
-    # The IDs of tasks sort by their start.
+    # Newer tasks have greater IDs.
     return merge(*map(search, kinds), key=itemgetter("taskId"), reverse=True)

@@ -13,25 +13,27 @@ from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, RUNNING, TIM
 
 WAITING = "waiting"
 
-# The fields in the table; an output could be long.
+# The fields that the table needs, which exclude the output, since it could be long.
 ROW_FIELDS = (
     "id,name,agentId,createdAt,claimedAt,finishedAt,seconds,logCount,status,error,progress,note,labels,"
     "questions,hangingSince"
 )
 HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
-# Left out if no task has a value, or has only its agent's ID as its name.
+# Columns that are omitted if they are empty in each row, as is a name that is the agent's ID.
 OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
-# Left out on a narrow terminal, the first of them first.
+# Columns that a narrow terminal omits, in this order.
 OPTIONAL = ("LABELS", "LINES", "TOOK")
 # On a terminal: green, blue, yellow, red and grey.
 COLOURS = {
     COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", HANGING: "31",
     CANCELLED: "90",
 }  # fmt: skip
-# Lengths of the shown prefixes of IDs: the milliseconds; the milliseconds and 12 random bits.
+# Lengths of the prefixes of IDs that tables show. The first contains the milliseconds of the start,
+# the second also 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
-# If errors have no reason: how many tasks are searched for one, and in how many of the last lines.
+# For errors without a reason: the maximum number of logs that are searched for the reason, and the
+# number of lines that are searched at the end of each log.
 MAX_LOGS, END_LINES = 20, 100
 
 
@@ -76,13 +78,13 @@ def _row(task: Task, length: int, log_end: str) -> tuple[str, ...]:
 
 
 def heading(hit: Mapping[str, Any]) -> str:
-    """A line about the task of a hit of a search, above its lines."""
+    """The heading above the lines of a task in the results of a search."""
     name = "" if hit["name"] == hit["agentId"] else f"  {hit['name']}"
     return f"{hit['taskId'][:LONGER_ID]}  {hit['agentId']}{name}  {hit['status']}"
 
 
 def details(task: Task) -> Iterator[str]:
-    """All of a task except its log, in lines."""
+    """Lines with the name and value of each field of a task, without its log."""
     data = task.data
     for word, value in (
         ("name", task.name),
@@ -118,7 +120,7 @@ def outcome(task: Task) -> str:
 
 
 def state(task: Task) -> str:
-    """The status: for an error its type, for a running task also whether it waits or hangs."""
+    """The status of a task; the type of its error, `waiting` or `hanging` if that applies."""
     if task.data.get("hangingSince"):
         return HANGING
     if task.status == RUNNING and task.data["claimedAt"] is None:

@@ -20,7 +20,7 @@ def command() -> None:
 @command.command("add", "alice")
 @click.argument("name", type=options.text)
 def add(name: str) -> None:
-    """Add a user and print the first API key; it can't be shown again."""
+    """Add a user, and print the user's first API key, which can't be shown again."""
     with service_app(may_create=True):
         print_line(user_service.add(name).text)
 
@@ -81,8 +81,8 @@ def key_command() -> None:
 @options.flag("--read", help="Create a key that can only read.")
 @options.flag(
     "--login",
-    help="Print no key, but let the person whom the proxy calls by this name sign in to the "
-    "dashboard: see TASKSERVICE_LOGIN_HEADER.",
+    help="Print no key; the person whose name in the proxy's header is NAME can then sign in to "
+    "the dashboard: see TASKSERVICE_LOGIN_HEADER.",
 )
 @click.option(
     "--expires",
@@ -92,7 +92,7 @@ def key_command() -> None:
 def add_key(
     user: str, name: str, agent: str | None, read: bool, login: bool, expires: int | None
 ) -> None:
-    """Add a key to USER and print it; it can't be shown again."""
+    """Add a key for USER, and print it; the key can't be shown again."""
     expires_at = None if expires is None else clock.now(expires)
     access = READ if read else FULL
     with service_app():

@@ -10,7 +10,7 @@ from taskservice.client import Task
 from taskservice.client.http import Connection
 from taskservice.client.task import end_interrupted
 
-# What ends a session, a terminal or all processes of a service.
+# The signals that end a session, a terminal, or all processes of a service.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDED = b"."
 
@@ -19,10 +19,10 @@ _ENDED = b"."
 def ended_if_killed(
     connection: Connection, retry_timeout: float
 ) -> Iterator[Callable[[Task], object]]:
-    """Yield a function to call with the task, which ends unless the `with` block succeeds.
+    """Yield a function to call with a task; the task is ended unless the `with` block succeeds.
 
-    After SIGKILL too: a process waits for the end of this one, and then tries for `retry_timeout`
-    seconds to end the task.
+    It is ended even after SIGKILL: another process waits for the end of this process, and then
+    tries for `retry_timeout` seconds to end the task.
     """
     reader, writer = os.pipe()
     # Python swallows the exception of a handler that runs during the fork.
@@ -45,15 +45,15 @@ def ended_if_killed(
 
 
 def _watch(connection: Connection, reader: int) -> NoReturn:
-    """In a child: end the task whose ID arrives, unless it has ended well."""
+    """In the child process: end the task whose ID arrives, unless the block has succeeded."""
     try:
         _handle_signals(signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        # What kills a process group or the children of a process does not reach the grandchild.
+        # A grandchild survives a signal to the process group, or to all children of a process.
         os.setsid()
         if os.fork():
             os._exit(0)
-        # The agent reads the output of the command until nobody can write to it.
+        # The agent reads the output of the command until each process has closed it.
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)

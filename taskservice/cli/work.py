@@ -1,4 +1,4 @@
-"""`taskservice work`: a program does each task of an agent."""
+"""`taskservice work`: runs a program for each task of an agent."""
 
 import contextlib
 import math
@@ -38,10 +38,10 @@ from taskservice.terminal import notice, open_standard_files
     "command_line", metavar="-- CMD ...", nargs=-1, required=True, type=click.UNPROCESSED
 )
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
-    """Claim the tasks of an agent as they arrive, and run CMD for each, as `run` does.
+    """Claim the tasks of an agent as they arrive, and run CMD for each task, as `run` does.
 
-    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any
-    machines: each task is given to only one of them. The worker forwards signals to its running
+    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any number of
+    machines: each task is given to only one worker. The worker forwards signals to its running
     programs, and ends when they have ended.
     """
     open_standard_files()
@@ -66,7 +66,7 @@ class Worker:
         self._printed: type[Exception] | None = None  # the error that was last printed
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
-        """Forward a signal to the programs; unless it is only for them, claim no more tasks."""
+        """Forward a signal to the programs; claim no more tasks, unless it is for programs only."""
         if number not in PROGRAM_ONLY:
             self._stopping = True
         for run in list(self._runs.values()):
@@ -92,8 +92,8 @@ class Worker:
         try:
             if not self._is_registered:
                 self._register(**retries)
-            # A claim waits 2 s at most: no signal interrupts it, and a task in its response still
-            # runs.
+            # A claim waits for at most 2 s, since no signal interrupts it. If it returns a task,
+            # the task is still run.
             task = claim_task(self._connection, self._agent_id, 2, **retries)
         except NotFound:  # the agent was deleted
             self._is_registered = False
@@ -106,7 +106,7 @@ class Worker:
         return task
 
     def _register(self, **retries: Any) -> None:
-        """Print the agent whose tasks it claims; register a new agent and print similar IDs."""
+        """Print the agent whose tasks are claimed; register a new agent, and print similar IDs."""
         # A person should soon see whether the first request works.
         retries["timeout"] = (2.0, 3.0)
         agents = self._connection.call("GET", "/agent", responses.AGENTS, **retries).data
@@ -119,7 +119,7 @@ class Worker:
         self._is_registered = True
 
     def _pause(self, seconds: float, error: TaskServiceError | None = None) -> None:
-        """Wait, after an `error` before the next attempt; raise it once the worker stops."""
+        """Wait; print the `error` that is the reason, and raise it if the worker stops."""
         if error is not None and type(error) is not self._printed:
             self._printed = type(error)
             notice(f"{error}; retrying")
