@@ -4,7 +4,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from taskservice import cli
 from tests.support import documents
 from tests.support.documents import DOCUMENTS, ROOT
 from tests.support.marks import one_database
-from tests.support.words import FILLERS, ODD
+from tests.support.words import FILLERS, odd_phrases
 
 PACKAGE = ROOT / "taskservice"
 SUFFIXES = {".css", ".html", ".js", ".py"}
@@ -55,19 +55,13 @@ def docstrings(source: str) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
-def odd_phrases(texts: Iterable[str]) -> list[str]:
-    texts = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in texts)
-    return [match[0] for text in texts for match in ODD.finditer(text)]
-
-
 def test_code_has_plain_words() -> None:
-    files = [path for path in sorted(PACKAGE.rglob("*")) if path.suffix in SUFFIXES]
-    phrases_of = {
-        str(path.relative_to(PACKAGE)): phrases
-        for path in files
-        if (phrases := odd_phrases(prose(path)))
+    texts = {
+        str(path.relative_to(PACKAGE)): prose(path)
+        for path in PACKAGE.rglob("*")
+        if path.suffix in SUFFIXES
     }
-    assert phrases_of == {}
+    assert {name: odd for name in texts if (odd := odd_phrases(texts[name]))} == {}
 
 
 def test_comments_of_tests_have_plain_words() -> None:
@@ -76,20 +70,15 @@ def test_comments_of_tests_have_plain_words() -> None:
         for folder in ("tests", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert {
-        name: phrases
-        for name, source in sources.items()
-        if (phrases := odd_phrases([*comments(source), *docstrings(source)]))
-    } == {}
+    texts = {name: [*comments(source), *docstrings(source)] for name, source in sources.items()}
+    assert {name: odd for name in texts if (odd := odd_phrases(texts[name]))} == {}
 
 
 def test_documents_have_plain_words() -> None:
     # Without the addresses of links, and comments.
     omitted = re.compile(r"(?<=\])\([^)]*\)|<!--.*?-->", re.DOTALL)
-    texts_of = {name: omitted.sub("", documents.prose(name)) for name in DOCUMENTS}
-    assert {
-        name: phrases for name, text in texts_of.items() if (phrases := odd_phrases([text]))
-    } == {}
+    texts = {name: [omitted.sub("", documents.prose(name))] for name in DOCUMENTS}
+    assert {name: odd for name in texts if (odd := odd_phrases(texts[name]))} == {}
 
 
 def assigned_names(source: str) -> Iterator[str]:

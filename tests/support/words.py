@@ -1,6 +1,7 @@
 """Words for the tests of documents, help texts, messages and comments."""
 
 import re
+from collections.abc import Iterable
 
 # Phrases that a reader has to read twice, or that have a common word -> the word to use.
 PLAIN_WORDS = {
@@ -38,6 +39,18 @@ PLAIN_WORDS = {
     r"also (?:if|when|as)|is such as": "even if, like",
     r"(?:clients?|tools?|errors?) of (?:MCP|JSON-RPC)": "MCP clients",
 }
-ODD = re.compile(rf"(?<!\w)(?:{'|'.join(PLAIN_WORDS)})(?!\w)", re.IGNORECASE)
+_ODD = re.compile(rf"(?<!\w)(?:{'|'.join(PLAIN_WORDS)})(?!\w)", re.IGNORECASE)
 # Names that do not say what they hold.
 FILLERS = {"each", "found", "given", "here", "more", "own", "said", "wanted"}
+
+
+def odd_phrases(texts: Iterable[str]) -> dict[str, str]:
+    """The phrases in these texts that have a plain word, and these words; without quoted code."""
+    prose = (re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text)) for text in texts)
+    return {phrase: _plain_word(phrase) for text in prose for phrase in _ODD.findall(text)}
+
+
+def _plain_word(phrase: str) -> str:
+    patterns = (re.compile(pattern, re.IGNORECASE) for pattern in PLAIN_WORDS)
+    words = zip(patterns, PLAIN_WORDS.values(), strict=True)
+    return next(word for pattern, word in words if pattern.fullmatch(phrase))
