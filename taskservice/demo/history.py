@@ -1,4 +1,4 @@
-"""Two months of eight agents, as the lines of an export; the same numbers each time."""
+"""Two months of tasks of eight agents, as the lines of an export, with fixed random numbers."""
 
 import io
 import random
@@ -69,7 +69,7 @@ Of {count} sources, {used} were useful.
 
 
 class History:
-    """The past of a user until now."""
+    """The tasks of a user until now."""
 
     def __init__(self, user_id: str, days: int = DAYS, long_log: int = LONG_LOG_LINES) -> None:
         self._user_id, self._now = user_id, datetime.now(UTC)
@@ -78,7 +78,7 @@ class History:
         self._tasks: list[tuple[str, list[bytes]]] = []
 
     def store(self) -> None:
-        """Store all of it, with an agent that is late and a task that hangs."""
+        """Store the tasks, with an agent that is late and a task that hangs."""
         imports.import_from(io.BytesIO(b"".join(self._lines())))
         self._set_states()
 
@@ -142,7 +142,7 @@ class History:
             self._add_release(day + timedelta(hours=14, minutes=20))
 
     def _add_today(self) -> None:
-        """The present: a backup that hangs, a question, and a very long log of yesterday."""
+        """Add a backup that hangs, an open question, and a task with a very long log."""
         self._add_backup(self._last(2), hangs=True)
         self._add_question(self._now - timedelta(minutes=18))
         pages = [
@@ -175,7 +175,7 @@ class History:
             "answer": None,
             "answeredBy": None,
         }
-        # After the line of its task.
+        # A question follows the line of its task.
         self._tasks[-1][1].insert(1, _line("question", **question))
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
@@ -197,7 +197,7 @@ class History:
         self._add(BACKUP, began, seconds, "", log, {"rows": sum(rows), "megabytes": megabytes})
 
     def _add_report(self, began: datetime) -> None:
-        # The last run did not start.
+        # The last run is missing, so that the agent is late.
         if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
@@ -216,7 +216,7 @@ class History:
         log = [f"{count} new invoices in the mailbox"]
         log += [f"imported invoice 2026-{first + number}" for number in range(count)]
         if self._now - began < timedelta(hours=14):
-            # Since then, each run fails at the same invoice.
+            # For 14 hours, each run has failed at the same invoice.
             log = [log[0], "importing invoice 2026-0815"]
             self._add(INVOICES, began, 4.2, "", log, {}, error=NO_VAT_ID)
             return
@@ -311,7 +311,7 @@ class History:
     ) -> str:
         """Add a task that was active for some seconds.
 
-        Its lines have an even pace, and a failure is printed at its end.
+        The lines of its log are evenly spaced in time, and end with the error of a failed task.
         """
         ended = began + timedelta(seconds=seconds)
         is_running = status == "running"

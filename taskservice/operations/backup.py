@@ -68,15 +68,15 @@ def _verified(file: Path) -> str:
         return revision
 
 
-# The database, the other files of SQLite and of the writers' queue, and files of older versions.
+# The suffixes of the database itself, of SQLite's other files, and of the lock of the writer queue.
 OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
 
 
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
     """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
 
-    The copy contains all that was committed before the call, and no writer waits for it. The
-    file gets its name only when it is complete, checked, and synced to the disk. Raises
+    The copy contains everything that was committed before the call, and no writer waits for it.
+    The file gets its name only when it is complete, checked, and synced to the disk. Raises
     BackupError, with nothing changed.
     """
     with _one_line_errors("backup", database):
@@ -123,16 +123,16 @@ def _copy(database: Path, draft: Path) -> None:
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
-# The other files that SQLite needs to read a database, unlike its index of the log.
+# The suffixes of the other files that SQLite needs to read a database; it can rebuild the `-shm`.
 _LOGS = ("-wal", "-journal")
 
 
 def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
     """Replace the database with a backup of any released revision, and migrate it.
 
-    Whenever this is interrupted, the old or the new database is complete. Returns the path of the
-    old one, None if there was none. Raises BackupError, with nothing changed, if the backup is
-    damaged, the database is in use, or it exists and `replace` is false.
+    If this is interrupted, either the old or the new database is complete. Returns the path of the
+    old database, None if there was none. Raises BackupError, with nothing changed, if the backup is
+    damaged, or if the database is in use, or exists and `replace` is false.
     """
     # A symbolic link is preserved: the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))
@@ -210,9 +210,10 @@ def _closed(database: Path) -> Iterator[None]:
 
 
 def _keep_aside(database: Path) -> Path | None:
-    """Give the files of the old database a second name, and remove the log's original names.
+    """Give the files of the old database second names, and remove the first names of its logs.
 
-    The database has its name until it is replaced. SQLite would apply an old log to a new one.
+    SQLite would apply an old log to the new database. The database itself has both names until it
+    is replaced.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     existing = _existing_files(database)

@@ -23,11 +23,12 @@ from taskservice.terms import see_documentation
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 MEGABYTE = 1024 * 1024
-# With less free space there is a warning.
+# Less free space than this causes a warning.
 LOW_DISK_BYTES = 1024 * MEGABYTE
-# Normally a due delivery is posted within a second: after this time there is a warning.
+# A due delivery is normally posted within a second; a longer delay than this causes a warning.
 LATE_SECONDS = 300.0
-# The releases of SQLite without its rare corruption of databases with several writers.
+# The first releases of SQLite, in three series, that fix a rare corruption of databases with
+# several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 # The PostgreSQL settings that durability needs. The service itself makes commits wait for the disk.
 _OFF = (
@@ -151,7 +152,7 @@ def _server(connection: Connection) -> Verdict:
     version = connection.exec_driver_sql("SHOW server_version").scalar_one()
     text = f"PostgreSQL {version}"
     if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
-        return ERROR, f"{text}; it is read-only: a standby?"
+        return ERROR, f"{text}; it is read-only, like a standby"
     return OK, text
 
 

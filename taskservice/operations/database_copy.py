@@ -19,22 +19,22 @@ from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.types import db
 from taskservice.operations.health import MAX_AGE_SECONDS, is_served
 
-# Rows that one read takes into memory: a task's row may have 2 MiB.
+# The number of rows that one read loads into memory: the row of a task can have 2 MiB.
 READ_ROWS = 8
-# Reads that one transaction copies.
+# The number of reads whose rows one transaction writes.
 BATCH_READS = 125
 # Limits the wait for other transactions that write to the copied tables.
 LOCK_SECONDS = 60
 
 TABLES: list[sa.Table] = db.metadata.sorted_tables
-# The progress of the copy. Only this table distinguishes an unfinished copy from a database.
+# The progress of the copy. Only this table distinguishes an unfinished copy from a complete one.
 _PROGRESS = sa.Table(
     COPY_PROGRESS,
     sa.MetaData(),
     sa.Column("source", sa.Text, nullable=False),
     # The index in TABLES of the table that is being copied.
     sa.Column("table_index", sa.Integer, nullable=False),
-    # The primary key of its last row that was copied, as a JSON array.
+    # The primary key of the last row of that table that was copied, as a JSON array.
     sa.Column("last_key", sa.Text, nullable=False),
 )
 
@@ -42,7 +42,7 @@ _PROGRESS = sa.Table(
 def copy(source: URL, target: URL) -> list[dict[str, Any]]:
     """Copy all rows, compare both databases, and return `table`, `rows` and `sha256` of each table.
 
-    Each batch of rows is one transaction with the progress, so that the same call resumes an
+    Each transaction writes a batch of rows and the progress, so that the same call resumes an
     interrupted copy. Raises DatabaseError.
     """
     _check_addresses(source, target)
@@ -112,7 +112,7 @@ def _reading(address: URL) -> Iterator[sa.Connection]:
 
 
 def _engine(address: URL) -> sa.Engine:
-    """On SQLite each transaction locks out other writers from its start."""
+    """An engine; on SQLite, each of its transactions locks out other writers from its start."""
     engine = command_engine(address)
     if sqlite_file(address):
         sa.event.listen(engine, "connect", prepare_sqlite_connection)
@@ -165,7 +165,7 @@ def _progress(connection: sa.Connection, address: URL, source: str) -> tuple[int
 def _copy_table(
     reads: sa.Connection, engine: sa.Engine, index: int, last_key: Sequence[Any]
 ) -> None:
-    """Copy the rows after this key, which is empty if none was copied."""
+    """Copy the rows after `last_key`, which is empty if no row was copied."""
     table, key = TABLES[index], [*TABLES[index].primary_key]
     rows = sa.select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
     if last_key:
@@ -197,7 +197,10 @@ def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> dict[
 
 
 def _checksum(connection: sa.Connection, table: sa.Table) -> dict[str, Any]:
-    """The sum modulo 2^256 of the SHA-256 of each row as JSON, since databases sort differently."""
+    """The number of rows, and a checksum that does not depend on the order of the rows.
+
+    It is the sum of the SHA-256 of each row as JSON, modulo 2^256. Databases sort differently.
+    """
     count = total = 0
     for row in connection.execute(sa.select(table).execution_options(yield_per=READ_ROWS)):
         digest = hashlib.sha256(orjson.dumps(tuple(row))).digest()

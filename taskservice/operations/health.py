@@ -33,18 +33,18 @@ from taskservice.terms import BROKEN, LATE, OK
 
 # How often one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
-# Maintenance also writes it, so that it is younger than this while a process serves.
+# Maintenance also writes the heartbeat, so that it is younger than this while a process serves.
 MAX_AGE_SECONDS = 25.0
 # A longer gap is an outage of the service.
 MAX_GAP_SECONDS = 60.0
 
 
 def seconds_ago(parameter: str) -> database_now:
-    """SQL for the time some seconds ago; the parameter contains their number."""
+    """SQL for a time in the past; the parameter contains how many seconds ago it is."""
     return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 
-# A heartbeat in the future is ignored: the clock was set.
+# A heartbeat in the future is ignored, since the clock was set back after it.
 IS_CURRENT = ServiceHeartbeat.until.between(seconds_ago("max_gap"), database_now())
 _RENEW = sa.update(ServiceHeartbeat).values(
     since=sa.case((IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
@@ -54,7 +54,7 @@ _INSERT = sa.insert(ServiceHeartbeat).values(id=1, since=database_now(), until=d
 
 @retry_on_conflict
 def record() -> None:
-    """Record for all processes that agents can reach the service now, once in HEARTBEAT_SECONDS."""
+    """Write the heartbeat, unless a process has written it within HEARTBEAT_SECONDS."""
     with reading() as connection:
         if is_served(connection, HEARTBEAT_SECONDS):
             return
@@ -78,8 +78,8 @@ NO_BACKGROUND_WORK = (
     "and old tasks are not removed. Run `taskservice background` too, or use `taskservice serve`."
 )
 
-# Files in `DATA` that processes lock while they run: `taskservice background`, and another WSGI
-# server, for which the former writes the heartbeat.
+# Files in `DATA` that are locked while `taskservice background`, or a WSGI server other than
+# `taskservice serve`, runs. For such a server, `taskservice background` writes the heartbeat.
 BACKGROUND_LOCK = "background.lock"
 SERVER_LOCK = "server.lock"
 
@@ -93,10 +93,11 @@ FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = sa.text("SELECT current_setting('transaction_read_only') = 'on'")
 _REVISION = sa.text("SELECT version_num FROM alembic_version")
-# Each fails if its table is locked, or if the table or a column is missing or can't be read.
+# Each statement fails if its table is locked, or if the table or a column is missing or can't be
+# read.
 _ALL_COLUMNS = [sa.select(*table.columns).where(sa.false()) for table in db.metadata.sorted_tables]
-# Each count reads an index, and all but two counts a small part of it: with a million tasks and a
-# million deliveries this takes 50 ms, where GROUP BY takes a second.
+# Each count reads an index, and all but two of them read only a small part of it. With a million
+# tasks and a million deliveries, this takes 50 ms, and GROUP BY would take a second.
 _COUNTS = sa.text("""
     SELECT (SELECT count(*) FROM tasks) AS tasks,
         (SELECT coalesce(sum((
@@ -113,7 +114,7 @@ _COUNTS = sa.text("""
         (SELECT count(*) FROM deliveries
             WHERE state IN ('failed', 'cancelled') AND state = 'cancelled') AS cancelled
 """)
-# Agents are few, compared to tasks.
+# Reads the whole table, which is small compared to the table of tasks.
 _AGENTS = sa.select(
     sa.func.count().filter(Agent.state == OK).label(OK),
     sa.func.count().filter(Agent.state == BROKEN).label(BROKEN),
@@ -162,7 +163,7 @@ class DatabaseProbe(Generic[T]):
         self._result: Future[T] | None = None
 
     def result(self, seconds: float) -> T:
-        """Raises TimeoutError when there is no result in time, and what the query raises."""
+        """The query's result. Raises its errors, and TimeoutError if there is no result in time."""
         with self._lock:
             result = self._result
             if result is None or result.done():
@@ -210,7 +211,7 @@ def database_metrics() -> list[str]:
 
 
 def backup_metrics() -> list[str]:
-    """The time of the last backup, where backups are made."""
+    """A metric with the time of the last backup; none if no backup has been started."""
     backup = last_backup(current_app.config["DATA"])
     return [gauge("last_backup_timestamp_seconds", backup.st_mtime)] if backup else []
 
@@ -244,7 +245,7 @@ def _check_usable() -> None:
             )
         for columns in _ALL_COLUMNS:
             connection.execute(columns)
-    # A transaction that changes nothing would also succeed on a disk on which all writes fail.
+    # A transaction that changes nothing succeeds even on a disk on which all writes fail.
     record()
 
 

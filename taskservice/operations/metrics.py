@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests are counted here, in shared memory; `health` asks the database."""
+"""Prometheus metrics. Counts requests in shared memory; `health` adds metrics of the database."""
 
 import mmap
 import sys
@@ -20,11 +20,13 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Unknown methods and paths are counted together, since clients can invent any number of them.
 OTHER = "other"
 
-# Processes that can count at the same time: WORKERS is at most 64, and a reload doubles them.
+# The number of processes that can count at the same time: at most 64 workers, twice as many during
+# a reload.
 SLOTS = 128
 # Combinations of route, method and status that each process can count.
 RECORDS = 1024
-# A record, in words of 8 bytes: its labels as text, a count for each bucket, microseconds.
+# A record consists of words of 8 bytes: its labels as text, a count for each bucket, and the sum of
+# the durations in microseconds.
 _WORD = 8
 _LABELS = 16
 _TEXT = f"{_LABELS * _WORD}s"
@@ -56,14 +58,14 @@ HELP = {
 
 
 def metric(kind: str, name: str, samples: Mapping[str, float]) -> str:
-    """A metric in Prometheus' text format, 0.0.4; `samples`: the text after its name -> a value."""
+    """A metric in Prometheus' text format 0.0.4, with a sample for each suffix of its name."""
     lines = [f"# HELP taskservice_{name} {HELP[name]}", f"# TYPE taskservice_{name} {kind}"]
     lines += [f"taskservice_{name}{suffix} {value}" for suffix, value in samples.items()]
     return "\n".join([*lines, ""])
 
 
 def gauge(name: str, value: float | Mapping[str, float], label: str = "") -> str:
-    """A gauge with one value, or with one for each value of its label."""
+    """A gauge with one value, or with a value for each value of its label."""
     if isinstance(value, Mapping):
         samples = {f'{{{label}="{text}"}}': number for text, number in value.items()}
         return metric("gauge", name, samples)
@@ -77,8 +79,8 @@ BUILD = metric("gauge", "build_info", {_VERSIONS: 1})
 class RequestCounts:
     """Counts the requests of all worker processes, in memory inherited from their parent.
 
-    Each process writes to its own slot, so that none waits for another. A later process takes over
-    the slot of a process that died, with its counts, so that no count is lost or doubled.
+    Each process writes to its own slot, so that no process waits for another. A later process takes
+    over the slot of a process that died, with its counts, so that no count is lost or doubled.
     """
 
     def __init__(self) -> None:

@@ -82,7 +82,7 @@ def configure_logging(level: str, form: str, *others: str) -> None:
 
 
 def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """The `extra` for a log line outside of a request, with the ID in the headers, or a new one."""
+    """The `extra` for a log line outside of a request, with the ID in the headers, or a new ID."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
     return {"details": {"requestId": request_id(next(named, ""))}}
 
@@ -92,7 +92,7 @@ def init_app(app: Flask) -> None:
 
 
 def add_details(**details: str) -> None:
-    """Add these to the log line of this request."""
+    """Add details to the log line of this request."""
     g.more_details = details
 
 

@@ -60,7 +60,7 @@ REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these signals; a child would inherit that.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
-JOIN_SECONDS = 0.2  # how often signal handlers can run while a thread is waited for
+JOIN_SECONDS = 0.2  # how often a wait for a thread is interrupted, so that signal handlers can run
 _POLL_SECONDS = 0.02  # how often to check for the program's end, if the system does not signal it
 _KILL_SECONDS = 2.0  # how long the kernel can take to end a process after SIGKILL
 
@@ -81,14 +81,13 @@ class Process:
         stdout: int,
         stderr: int,
     ) -> None:
-        """Start it. Raises OSError if it can't be run."""
+        """Start the program. Raises OSError if it can't be run."""
         self.at_terminal = stdin is None and _foreground_group() is not None
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
         options: dict[str, Any] = {"setpgroup": os.getpgrp() if self.at_terminal else 0}
         if stdin is not None:
-            # A new session: a process in the background of our terminal is stopped when it reads
-            # from it.
+            # A new session, since a background process that reads from our terminal is stopped.
             options = {"setsid": True}
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._seen: dict[int, FoundProcess] = {}  # the last result of `_members`
@@ -99,7 +98,7 @@ class Process:
         self._kill_at = self._killed_at = math.inf
 
     def wait(self) -> int:
-        """Wait until it ends; returns the exit status, or minus the signal that killed it."""
+        """Wait until the program ends; returns its exit status, or minus the signal's number."""
         ended, poll, seconds = 0, select.poll(), _POLL_SECONDS
         with ExitStack() as opened:
             with suppress(AttributeError, OSError):  # Linux only
@@ -114,7 +113,7 @@ class Process:
                 poll.poll(seconds * 1000)
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
-                    # Its descendants still get the signals of `stop`.
+                    # After `stop`, the program's descendants still get signals.
                     self.has_ended = bool(ended) and not self._is_stopped
         while self._is_stopped and time.monotonic() <= self._killed_at + _KILL_SECONDS:
             self._kill_if_due()
@@ -127,7 +126,7 @@ class Process:
         return os.waitstatus_to_exitcode(status)
 
     def send_signal(self, number: int, is_from_terminal: bool = False) -> None:
-        """Send it a signal, unless it has ended or got the same signal from the terminal."""
+        """Send the program a signal, unless it has ended or the terminal sent it the signal."""
         is_for_both = is_from_terminal and self.at_terminal and number in _TERMINAL_SIGNALS
         # None if the terminal was just closed.
         if is_for_both and _foreground_group() in (os.getpgrp(), None):
@@ -152,7 +151,7 @@ class Process:
                 _kill(self._members(), signal.SIGWINCH)
 
     def stop(self, grace: float) -> None:
-        """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
+        """Send SIGTERM to the program and its descendants; kill them after `grace` seconds."""
         self._is_stopped = True
         self._kill_at = time.monotonic() + grace
         self._signal_all(signal.SIGTERM)
@@ -179,8 +178,9 @@ class Process:
     def _pause(self) -> None:
         """Pause all processes, so that they start no others between the listing and the signal."""
         signalled, were_paused = set[int](), False
-        # Until it is paused, a process can start others: list them again until none is new. Some
-        # can't be paused: another user's processes, and one in vfork that waits for its child.
+        # A process can start others until it is paused, so list the processes again until none is
+        # new. Processes of another user can't be paused, and neither can a process that waits in
+        # vfork for its child.
         for _ in range(50):
             new = self._members() - signalled
             if were_paused and not new:
@@ -191,7 +191,7 @@ class Process:
             time.sleep(0.01)
 
     def _members(self) -> set[int]:
-        """The IDs of the program, its group, and its descendants, also after a parent has ended."""
+        """The IDs of the program, its group and its descendants, even if a parent has ended."""
         running = processes()
         ids = {
             pid
@@ -263,7 +263,8 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
 
     Signals that were ignored remain ignored, as with nohup. Call this before other threads start.
     """
-    # A parent that ignores SIGCHLD makes us ignore it; then the kernel discards exit statuses.
+    # We inherit the signals that our parent ignores. If SIGCHLD is ignored, the kernel discards
+    # exit statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if not hasattr(signal, "sigwaitinfo"):
@@ -275,7 +276,7 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     def forward_all() -> None:
         while True:
             received = signal.sigwaitinfo(numbers)
-            # The code is positive if the kernel sent it, as for Ctrl-C.
+            # The code is positive if the kernel sent the signal, as for Ctrl-C.
             forward(received.si_signo, received.si_code > 0)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

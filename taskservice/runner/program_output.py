@@ -25,7 +25,7 @@ _MIN_CHARACTERS = 8
 
 
 class Masker:
-    """Masks the values of the variables whose names indicate a secret."""
+    """Masks the values of the environment variables whose names indicate a secret."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         values = (value for name, value in environment.items() if _NAME.search(name))
@@ -57,7 +57,7 @@ class Masker:
 
 
 def _parts(value: str) -> list[str]:
-    """The texts to mask: the value or, since a log consists of lines, each of its long lines."""
+    """The texts to mask: the value, or each of its long lines, since a log consists of lines."""
     lines = [line for line in re.split(r"[\r\n]+", value) if line.strip()]
     if len(lines) > 1:
         # Masking a line of punctuation would mask other text too.
@@ -68,7 +68,7 @@ def _parts(value: str) -> list[str]:
 
 
 class LineSplitter:
-    """Splits one stream; its memory is bounded, however long a line is."""
+    """Splits a stream into lines, in bounded memory even if a line is very long."""
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
@@ -96,7 +96,7 @@ class LineSplitter:
         text = self._partial + part
         shown = text.rstrip(b"\r")
         start = shown.rfind(b"\r") + 1
-        line = shown[start : start + 2 * MAX_LINE]  # masked, it can be shorter
+        line = shown[start : start + 2 * MAX_LINE]  # masking can make it shorter
         dropped = len(shown) - start - len(line)
         self._excess_bytes = dropped + (0 if start else self._excess_bytes)
         self._partial = line + (b"\r" if line and len(shown) < len(text) else b"")
@@ -120,7 +120,7 @@ class LineSplitter:
             # A progress bar draws its line repeatedly: store the last version.
             lines = text.split(b"\n")
             text = b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines])
-        # Before truncation, which could leave the first part of a secret.
+        # Mask first, since truncation could leave the first part of a secret.
         return b"\n".join(map(truncate_line, self._masker.mask(text).split(b"\n")))
 
 
@@ -133,9 +133,9 @@ def last_line(text: bytes) -> bytes:
 
 
 def open_terminal() -> tuple[int, int]:
-    """The ends of a pseudo-terminal, as of a pipe; as wide as our terminal. Raises OSError."""
+    """The reader and writer of a pseudo-terminal of our terminal's size. Raises OSError."""
     reader, writer = os.openpty()
-    # The text is not changed: our own terminal converts the line ends.
+    # Do not convert line ends: our own terminal does.
     attributes = termios.tcgetattr(writer)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
@@ -159,7 +159,7 @@ SECONDS_AFTER_END = 1.0  # a background process of the program may hold its outp
 
 
 class Stream:
-    """A program's pipe or pseudo-terminal, and our own output, whose reader can be slow or exit."""
+    """A program's pipe or pseudo-terminal, and our stdout or stderr, to which it is forwarded."""
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
@@ -172,7 +172,7 @@ class Stream:
         self.forwarded_at = 0.0  # the time at which the reader of our output last read something
 
     def forward(self, block: bytes) -> None:
-        """Write a block in the background without waiting; the last block is empty."""
+        """Write a block in the background without waiting; an empty block is the last one."""
         self._queued += len(block)
         self._blocks.put(block)
 
@@ -181,7 +181,7 @@ class Stream:
         return self._queued - self._written
 
     def forward_all(self) -> None:
-        """Write the blocks of `forward` in their order, until the last one."""
+        """Write the blocks that `forward` receives, in order, until an empty block."""
         is_open = True
         while block := self._blocks.get():
             rest = memoryview(block)
@@ -199,13 +199,13 @@ class Stream:
 class OutputReader:
     """Reads a program's output until it ends, in bounded memory and without delay.
 
-    If our stdout and stderr are the same file, as at a terminal, so are the program's, and the log
-    contains its lines in exactly their order. Otherwise it contains them in the order of their
-    arrival.
+    If our stdout and stderr are the same file, as at a terminal, the program's are the same file
+    too, and the log contains the lines in the order in which they were printed. Otherwise it
+    contains them in the order of their arrival.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
-        """`store` gets whole lines, and when they were read. Raises OSError, with no file open."""
+        """`store` receives lines, and the time when they were read. Raises OSError."""
         self.last_line = b""  # the last line of stdout, which can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
@@ -237,7 +237,7 @@ class OutputReader:
             copy_size(stream.reader)
 
     def close_writers(self) -> None:
-        """Close our ends of the pipes; call this when the program has them, or did not start."""
+        """Close our ends of the pipes; call this after the program has started or failed."""
         for stream in self._streams:
             os.close(stream.writer)
 
@@ -260,7 +260,8 @@ class OutputReader:
 
     def _read_all(self, stream: Stream) -> None:
         lines = LineSplitter(self._masker)
-        # After the program's end, more bytes than are unread now were written by another process.
+        # When the program has ended, `unread` is the number of bytes in the pipe. Bytes that arrive
+        # after these were written by another process.
         read_at, unread, done_at = 0, 0, 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(stream.reader, selectors.EVENT_READ)
@@ -274,11 +275,13 @@ class OutputReader:
                 elif selector.select(0.1):
                     block = b""
                     with self._arrival:
-                        with contextlib.suppress(OSError):  # the end of a terminal on Linux
+                        with contextlib.suppress(
+                            OSError
+                        ):  # on Linux, a terminal ends with an error
                             block = os.read(stream.reader, 256 * 1024)
                         read_at, unread = now() if block else read_at, unread - len(block)
-                        # The log is written first, so that after a crash it has each line that was
-                        # shown.
+                        # The log is written first, so that after a crash it contains each line that
+                        # was printed.
                         self._store(lines.feed(block), read_at)
                     if not block:
                         break

@@ -32,7 +32,7 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# The default is more than the service accepts, so that its own message appears.
+# The default depth is more than the service accepts, so that the message of the service is printed.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
@@ -45,8 +45,8 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
 
 
 def task_input(task: str) -> bytes:
-    """The input in a task's JSON; each number remains exactly as it is written there."""
-    # NUL marks the numbers: no string of the service contains it.
+    """The input in a task's JSON; each number is written exactly as in that JSON."""
+    # NUL marks the numbers, since no string of the service contains NUL.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
     return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
 
@@ -68,7 +68,7 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 # after the program's end.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-LATE_SIGNAL_SECONDS = 1.0  # the delay after which a signal that ended the program can arrive here
+LATE_SIGNAL_SECONDS = 1.0  # a signal that ended the program can arrive here this much later
 _OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -108,7 +108,7 @@ class Run:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
             self._received.append(number)
-            # At a terminal the program gets Ctrl-C too, and can end before it is noticed here.
+            # At a terminal the program gets Ctrl-C too, and can end before the signal arrives here.
             if time.monotonic() > self._ended_at + is_from_terminal * LATE_SIGNAL_SECONDS:
                 self._stop_waiting.set()
         if self._process is not None:
@@ -123,7 +123,7 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError, also for a field that would be left out.
+        With `is_strict`, raises TaskServiceError, even for a field that would be left out.
         """
         try:
             self._saved.create_directory(saved_run.runs_directory())
@@ -157,7 +157,7 @@ class Run:
             except TaskServiceError as error:
                 reasons[:] = [error]
 
-        # In a thread, because a name server has no time limit. A later response still counts.
+        # In a thread, because the look-up of a host has no time limit. A late response is used too.
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
         starter.start()
         starter.join(START_SECONDS + 0.5)
@@ -189,7 +189,7 @@ class Run:
         return code
 
     def _open_output(self) -> OutputReader:
-        """Raises OSError; without a terminal for --tty, the program prints to a pipe."""
+        """The program's output, a pipe if --tty is impossible. Raises OSError."""
         if self._is_tty:
             try:
                 return OutputReader(self._spool.put, self._masker, is_tty=True)
@@ -249,7 +249,7 @@ class Run:
             return Process(self._command, environment, stdin, reader.stdout, reader.stderr)
 
     def _start_task(self, **options: Any) -> str:
-        """The task's ID; starts the task, unless that was done."""
+        """The task's ID; starts the task unless it was started before."""
         is_new = self._saved.task_id is None
         task_id = self._saved.ensure_task(self._connection, **options)
         if is_new and sys.stderr.isatty():
@@ -279,7 +279,7 @@ class Run:
         directory = self._saved.directory
         text = None if directory is None else _take_output_file(directory / _OUTPUT_FILE)
         if text is None:
-            # The maximum depth of an output; a deeper last line is only in the log.
+            # An output has at most 63 levels; a deeper object is only a line of the log.
             return parse_object(reader.last_line.strip(), max_depth=63)
         output = parse_object(text)
         if output is None:
@@ -332,7 +332,7 @@ def become_program(command: Sequence[str]) -> NoReturn:
 
 
 def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of an outer run; an output file is discarded."""
+    """The environment without the variables of an outer run; the output file is `/dev/null`."""
     of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL")
     inherited = {name: text for name, text in environment.items() if name not in of_outer_run}
     return inherited | {OUTPUT: os.devnull}
@@ -347,7 +347,7 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
 def deliver(
     sender: Sender, run: SavedRun, report: dict[str, Any], stop_waiting: threading.Event
 ) -> bool:
-    """Let a sender send the rest and the report; returns whether nothing is left to send."""
+    """Send the remaining lines and the report; returns whether nothing is left to send."""
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
@@ -363,7 +363,7 @@ def deliver(
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which may contain secrets, and return its text; None without any."""
+    """Remove the file, which can contain secrets, and return its text; None without text."""
     try:
         text = saved_run.read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:
@@ -381,7 +381,7 @@ def failed(text: str) -> dict[str, Any]:
 
 
 def resend(connection: Connection) -> bool:
-    """Send all saved runs, oldest first; false if a run is not sent. Raises OSError."""
+    """Send all saved runs, oldest first; false if a run could not be sent. Raises OSError."""
     runs = saved_run.runs_directory()
     if not runs.exists():
         return True

@@ -43,9 +43,9 @@ def runs_directory() -> Path:
 
 
 class SavedRun:
-    """One run: its task, or the fields to start it with, and the final report, without the key.
+    """A run: its task, or the fields that start it, and the final report, but not the API key.
 
-    `directory` is None if nothing can be written to the disk. It is locked until this process ends.
+    `directory` is locked until this process ends. It is None if nothing can be written to the disk.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SavedRun:
     ) -> None:
         """`task` is the JSON of an existing task; without it, `fields` start one.
 
-        If the fields contain no agent, it is the agent of the key with this hint.
+        If the fields contain no agent, the key with this hint determines the agent.
         """
         self.url = url
         self.fields = dict(fields)
@@ -78,7 +78,7 @@ class SavedRun:
 
     @property
     def is_of_key(self) -> bool:
-        """Whether the agent is the agent of a key, but unknown; `agent_id` is the key's hint."""
+        """Whether the agent is unknown, since a key determines it; `agent_id` is the key's hint."""
         return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
@@ -151,7 +151,7 @@ class SavedRun:
                 draft.unlink(missing_ok=True)
                 if not path.exists() or len(text) > _RESERVED_BYTES:
                     raise
-                _write_file(path, text)  # on a full disk, over its own blocks
+                _write_file(path, text)  # on a full disk, overwrite the space that it already has
 
     @classmethod
     def load(cls, directory: Path) -> "SavedRun | None":
@@ -211,14 +211,17 @@ def read_file(path: Path, max_bytes: int = -1) -> bytes:
 
 
 def check_private(directory: Path, may_close: bool = False) -> None:
-    """Raise OSError unless the directory is this user's and closed to others, or `may_close` it."""
+    """Raise OSError unless the directory belongs to this user and is closed to other users.
+
+    With `may_close`, closes it to other users.
+    """
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(opened)
         if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "It belongs to another user", str(directory))
         if status.st_mode & 0o077 and not may_close:
-            problem = "Other users may enter it; its mode must be 0700"
+            problem = "It is open to other users; its mode must be 0700"
             raise PermissionError(errno.EPERM, problem, str(directory))
         if status.st_mode & 0o077:
             os.fchmod(opened, 0o700)

@@ -26,7 +26,7 @@ _INTERNAL = (500, "Internal error; see the service's log")
 _BAD_HEADER = (400, "A header is malformed, missing, duplicated or contradictory")
 _BAD_CHUNK = (400, "The chunks of the request's body are malformed")
 
-# gunicorn's error -> a status and a fixed text, which can't repeat a secret.
+# For each error of gunicorn, the status and a fixed text, which can't repeat a secret.
 _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
     errors.ParseException: (400, "The request is not valid HTTP"),
     errors.InvalidRequestLine: (400, "The request line is malformed"),
@@ -67,13 +67,13 @@ def check_head(request: Request) -> None:
 
 
 def late() -> Problem:
-    """The problem of a request that has not arrived in time."""
+    """The problem for a request that has not arrived in time."""
     is_stopping = resources.stopping.is_set()
     return stopping() if is_stopping else Problem(408, "The request did not arrive in time")
 
 
 def short() -> Problem:
-    """The problem of a request whose client has closed the connection too early."""
+    """The problem for a request whose client has closed the connection too early."""
     return Problem(400, "The request's body ends early")
 
 
@@ -112,7 +112,7 @@ def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:
 
 
 def refuse(sock: socket.socket, client: Any, error: BaseException, request: Request | None) -> None:
-    """Refuse a request because of `error`, without the application."""
+    """Refuse a request because of `error`, without calling the application."""
     problem = problem_of(error)
     method = request.method if request else None
     # The application counts all other requests; it did not see this one, or did not respond.

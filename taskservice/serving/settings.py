@@ -33,7 +33,7 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def gunicorn_settings(config: Config) -> dict[str, object]:
-    """Setting -> value; all others have gunicorn's defaults."""
+    """The values of gunicorn's settings by name, except those with gunicorn's defaults."""
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
         # Otherwise garbage collection would write to the memory that the processes share.
@@ -64,14 +64,16 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,
-        # More than the 60 s after which nginx closes idle connections, so that it never uses a
-        # closing one.
+        # More than the 60 s after which nginx closes idle connections, so that nginx never uses a
+        # connection that is being closed here.
         "keepalive": 75,
-        # For requests in progress at a stop; systemd and Docker kill the service after 10 s.
+        # The time for requests in progress at a stop. Docker kills the service after 10 s, as
+        # systemd does with `deploy/taskservice.service`.
         "graceful_timeout": 8,
-        # The heartbeat is a file; in memory it neither waits for a disk nor needs space on one.
+        # gunicorn's heartbeat is a file. In memory, it does not wait for a slow disk, and works
+        # when the disk is full.
         "worker_tmp_dir": str(MEMORY_DIRECTORY) if os.access(MEMORY_DIRECTORY, os.W_OK) else None,
-        # Two services of one user would share one socket.
+        # Two services of the same user would share the socket.
         "control_socket_disable": True,
         "limit_request_line": 8190,
         # Only the application reads X-Forwarded-*, since it knows PROXY_HOPS.

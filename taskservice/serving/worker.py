@@ -36,15 +36,15 @@ SEND_BUFFER = 128 * 1024
 READ_SECONDS = 0.25
 # All threads count as held up when none has begun a request for this time.
 HELD_UP_SECONDS = 0.25
-# The bytes that a client may still send after its response, and the time for them: closing the
-# connection earlier would reset it, and the client could not read the response.
+# The maximum number of bytes that a client may still send after its response, and the time for
+# them. Closing the connection earlier would reset it, and the client could not read the response.
 MAX_UNREAD = 64 * 1024 * 1024
 UNREAD_SECONDS = 2.0
 PIECE = 64 * 1024
 
 
 class ThreadPool:
-    """Daemon threads for requests: `size`, and up to `max_extra` while these are all held up.
+    """Daemon threads for requests: `size` threads, and up to `max_extra` more if all are held up.
 
     A request that waits for a change gets a separate thread.
     """
@@ -72,7 +72,7 @@ class ThreadPool:
             self._current.is_replaced = True
 
     def relieve(self) -> None:
-        """Start a thread for each request that waits for one, if all are held up."""
+        """If all threads are held up, start a thread for each request that waits for a thread."""
         waiting = self._jobs.qsize()
         if waiting and time.monotonic() - self._begun_at > HELD_UP_SECONDS:
             self._extra = [thread for thread in self._extra if thread.is_alive()]
@@ -108,9 +108,9 @@ class RequestReader(SocketUnreader):
     has_head = False
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """The next bytes, or none if the client has closed. Raises 400, 408 and 503."""
+        """The next bytes, or none if the client has closed. Raises a Problem: 400, 408 or 503."""
         while time.monotonic() < self.deadline:
-            # No bytes for READ_SECONDS.
+            # BlockingIOError: no bytes have arrived for READ_SECONDS.
             with suppress(BlockingIOError):
                 data: bytes = super().chunk(size_hint)
                 if not data and self.has_head:
@@ -126,7 +126,7 @@ class Connection(TConn):
 
     def __init__(self, send_seconds: float, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # With Python's own timeout, a check whether data has arrived would wait for data.
+        # Not Python's own timeout, with which a check whether data has arrived would wait for data.
         for option, seconds in (
             (socket.SO_RCVTIMEO, READ_SECONDS), (socket.SO_SNDTIMEO, send_seconds),
         ):  # fmt: skip
@@ -165,7 +165,7 @@ class Worker(ThreadWorker):
     @classmethod
     def check_config(cls, cfg: Config, _log: object) -> None:
         if cfg.is_ssl:
-            raise RuntimeError("remove certfile and keyfile: a reverse proxy does TLS")
+            raise RuntimeError("remove certfile and keyfile: a reverse proxy terminates TLS")
 
     def get_thread_pool(self) -> ThreadPool:
         pool = ThreadPool(self.cfg.threads, self.more_threads)
@@ -211,7 +211,7 @@ class Worker(ThreadWorker):
             self.alive = False
         if not self.alive and not resources.stopping.is_set():
             resources.begin_stop()
-            # Connections without a request get the same time as gunicorn gives to all others.
+            # Connections without a request get as much time as gunicorn gives other connections.
             until = time.monotonic() + 0.5
             for connection in [*self.keepalived_conns, *self.pending_conns]:
                 connection.timeout = min(connection.timeout, until)
@@ -240,8 +240,8 @@ class Worker(ThreadWorker):
             is_kept: bool = super().handle_request(req, conn)
         except BlockingIOError as error:
             raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
-        # gunicorn would read less of the bytes that the application has not read, and refuse the
-        # rest again.
+        # Read the bytes that the application has not read. gunicorn would read fewer of them, and
+        # refuse the rest again.
         conn.reader.deadline = time.monotonic() + UNREAD_SECONDS
         with suppress(Exception):
             while is_kept and req.body.read(PIECE):

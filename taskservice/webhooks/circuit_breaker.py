@@ -1,4 +1,4 @@
-"""Stops first attempts at receivers that failed several times in a row."""
+"""Prevents first attempts at receivers that failed several times in a row."""
 
 import threading
 import time
@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 MAX_FAILURES = 3  # in a row, after which the circuit is open
 OPEN_SECONDS = 60.0  # the time after the last failure until the circuit closes
-# Maximum number of receivers whose failures are counted. The one that failed the longest time ago
-# is removed first.
+# Maximum number of receivers whose failures are counted. The receiver that failed the longest time
+# ago is removed first.
 MAX_RECEIVERS = 1_000
 
 
@@ -25,11 +25,11 @@ def host_of(url: str) -> str:
 
 
 class CircuitBreaker:
-    """Opens for a receiver after three failures in a row, until a minute after the last."""
+    """Opens for a receiver after three failures in a row, until a minute after the last failure."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The failures in a row, and the time of the last one; in the order of these times.
+        # The number of failures in a row and the time of the last failure, in order of that time.
         self._failures: dict[Receiver, tuple[int, float]] = {}
 
     def is_open(self, receiver: Receiver) -> bool:

@@ -22,7 +22,8 @@ def _networks(*texts: str) -> list[Network]:
 
 # The first match decides, so small and dangerous networks are listed first.
 _KINDS = {
-    # Alibaba Cloud, Azure, most clouds, Oracle Cloud; AWS, Oracle Cloud, Scaleway, Google Cloud.
+    # In order: Alibaba Cloud, Azure, most clouds, Oracle Cloud; AWS, Oracle Cloud, Scaleway,
+    # Google Cloud.
     "metadata": _networks(
         "100.100.100.200 168.63.129.16 169.254.169.254 192.0.0.192",
         "fd00:ec2::/32 fd00:c1::a9fe:a9fe fd00:42::42 fd20:ce::254",
@@ -40,13 +41,14 @@ _KINDS = {
     "NAT64": _networks("64:ff9b::/96 64:ff9b:1::/48"),
     "6to4": _networks("2002::/16 192.88.99.0/24"),
     "Teredo": _networks("2001::/32"),
-    # This host (Linux connects 0.0.0.0 to loopback), protocol assignments, AS112, multicast
-    # tunneling, AS112, future use and broadcast; protocol assignments, AS112.
+    # In order: this host (Linux connects 0.0.0.0 to loopback), protocol assignments, AS112,
+    # multicast tunneling, AS112, future use and broadcast; protocol assignments, AS112.
     "reserved": _networks(
         "0.0.0.0/8 192.0.0.0/24 192.31.196.0/24 192.52.193.0/24 192.175.48.0/24 240.0.0.0/4",
         "2001::/23 2620:4f:8000::/48",
     ),
-    # Of IPv6 only 2000::/3 is allocated: all else, such as ::a.b.c.d or fec0::/10, is reserved.
+    # In IPv6, only 2000::/3 is allocated. All other addresses, such as ::a.b.c.d or fec0::/10, are
+    # reserved.
     "external": _networks("0.0.0.0/0 2000::/3"),
 }
 
@@ -60,7 +62,7 @@ def kind_of(address: Address) -> str:
 
 
 def read_address(text: str) -> Address:
-    """The address that systems connect to: IPv4 for a mapped one. Raises ValueError."""
+    """The address that systems connect to: IPv4 for an IPv4-mapped one. Raises ValueError."""
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
@@ -73,7 +75,7 @@ def literal_address(host: str) -> Address | None:
 
     Accepts every notation that getaddrinfo accepts: `2130706433`, `0177.0.0.1`, `0x7f.1` and
     `127.1` are 127.0.0.1. As in browsers, a host that ends in a number is an address. Raises
-    ValueError if this is not valid, and for an IPv6 address with a scope.
+    ValueError for an invalid address, and for an IPv6 address with a scope.
     """
     if ":" in host:
         if "%" in host:
@@ -96,7 +98,8 @@ _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _LABEL = r"[a-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
-# The last label has a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than intended.
+# The last label must contain a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than
+# intended.
 _PATTERN = re.compile(r"([a-z0-9_*-]+\.)*[0-9_*-]*[a-z][a-z0-9_*-]*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
@@ -123,7 +126,7 @@ class Destinations:
 
     @classmethod
     def parse(cls, text: str) -> "Destinations":
-        """Read KINDS, networks and hosts such as `*.lan`, with commas; raises ValueError."""
+        """Parse a list of KINDS, networks and hosts such as `*.lan`; raises ValueError."""
         kinds, networks, hosts = set(), [], []
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
             if entry in KINDS:
@@ -142,7 +145,8 @@ class Destinations:
     def refusal(self, host: str, address: Address) -> str | None:
         """Why no webhook may go to `host` at `address`; None if it is allowed."""
         literal, name = literal_address(host), host.lower().removesuffix(".")
-        # A pattern allows a name with any address. Kinds other than KINDS need a network.
+        # A pattern allows a name with any address. Only a network allows an address whose kind is
+        # not in KINDS.
         if literal is None and any(fnmatchcase(name, pattern) for pattern in self.hosts):
             return None
         kind = kind_of(address)
@@ -159,7 +163,7 @@ class Destinations:
 
 
 def _network(entry: str) -> Network | None:
-    """The network in an entry; an IPv4-mapped one as IPv4, as addresses are read."""
+    """The network in an entry; an IPv4-mapped network becomes IPv4, as in `read_address`."""
     if "%" in entry:  # Python would accept a scope and ignore it
         return None
     try:
@@ -258,7 +262,7 @@ _NAME_AND_ADDRESS = re.compile(r'(?:([^()<>\[\]:;@,"\\]*)|"([^"\\]*)" ?)<([^<>]*
 def check_sender(text: str) -> str:
     """The text, if it is a valid sender of email; raises ValueError."""
     name, address = sender_parts(text)
-    # An encoded word can hide the end of a line.
+    # An encoded word (`=?`) can hide a line break.
     if not name.isprintable() or "=?" in name or not _MAIL_ADDRESS.fullmatch(address):
         raise ValueError("must be tasks@example.org, or with a name: Tasks <tasks@example.org>")
     return text

@@ -5,11 +5,10 @@ from urllib.parse import urlsplit
 
 from taskservice import terms
 
-# Text that a person has chosen, such as `alerts-2` or `v1`: letters that are not random, short
-# numbers.
+# Text that a person has probably chosen, such as `alerts-2` or `v1`: words and short numbers.
 _WORD = r"(?:[A-Za-z][a-z]{0,11}\d{0,2}|\d{1,4})"
 _WORDS = re.compile(rf"{_WORD}(?:[-_.]{_WORD})*")
-# The number of a webhook of Slack, such as `B024BE7LH`, or of Discord.
+# The ID of a webhook of Slack, such as `B024BE7LH`, or of Discord.
 _NUMBER = re.compile(r"[A-Z][A-Z0-9]{1,11}|\d{1,20}")
 _HIDDEN = "…"
 
@@ -38,8 +37,8 @@ def without_secret(target: str, kind: str) -> str:
         parts = [part for part in parts if part != "slack"][-2:-1]
         shown = [part for part in parts if _WORDS.fullmatch(part) or _NUMBER.fullmatch(part)]
     elif kind == terms.NTFY:
-        # A topic that can't be guessed is a secret. Its first characters distinguish it from
-        # others.
+        # A topic that can't be guessed is a secret. Its first characters distinguish it from other
+        # topics.
         shown = [part if _WORDS.fullmatch(part) else _beginning(part) for part in parts]
     else:
         shown = [part if _WORDS.fullmatch(part) else _HIDDEN for part in parts]

@@ -1,4 +1,4 @@
-"""Messages: events for people, by ntfy, Slack and compatible services, or email; webhooks."""
+"""Composes messages about events: for people, by ntfy, Slack or email, and as webhooks."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from taskservice.event_kinds import AGENT_LATE, EVENTS, EventKind
 from taskservice.terminal import escaped, shortened
 from taskservice.webhooks import signing
 
-# Maximum lengths in characters. A message that is still too long gets the shorter reasons.
+# Maximum lengths in characters. A message that is too long is shortened with the next length in
+# REASON_LENGTHS.
 NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
@@ -28,15 +29,16 @@ NTFY_BYTES = 4_000
 NTFY_BUTTONS_BYTES = 1_500
 NTFY_BUTTONS = 3
 NTFY_DEFAULT, NTFY_HIGH = 3, 4  # priorities
-SLACK_LENGTH = 2_000  # of Discord; Mattermost and Slack accept more
+SLACK_LENGTH = 2_000  # the limit of Discord; Mattermost and Slack accept more
 
 _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
 
-# Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then read
-# Markdown and mentions, so an invisible space follows each character that begins or joins these:
-# `@here`, `<#1>`, `[text](url)`, `~channel`. A code block would hide the links after it. All three
-# also turn `https://example.com` into a link, and some of them `example.com`.
+# Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then interpret
+# Markdown and mentions, such as `@here`, `<#1>`, `[text](url)` and `~channel`. An invisible space
+# after one of their characters prevents this. A backtick is replaced, since a code block would hide
+# the links after it. All three services turn `https://example.com` into a link, and some of them
+# also `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
@@ -59,12 +61,12 @@ class Notice(NamedTuple):
     url: str | None = None  # the task or agent page
     answer_url: str | None = None
     choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
-    task_id: str | None = None  # only its most important event at one time is listed
-    agent_id: str = ""  # only the last state of one agent, or of one task, is listed
+    task_id: str | None = None  # of a task's events at the same time, the most important is listed
+    agent_id: str = ""  # only the last state of an agent, or of a task, is listed
 
 
 class Message(NamedTuple):
-    """A message: for people, JSON for a URL or an email; else a webhook."""
+    """A message for people, as JSON or as an email, or a webhook."""
 
     url: str
     body: bytes
@@ -72,7 +74,7 @@ class Message(NamedTuple):
     id: str = ""
     headers: Mapping[str, str] = {}
     secrets: Sequence[str] | None = None  # for a webhook, which is signed when it is sent
-    hook: Any = None  # its row; None for a callback
+    hook: Any = None  # the row of the hook; None for a callback
     text: str | None = None  # the text for people, without links
 
     def headers_now(self) -> dict[str, str]:
@@ -92,7 +94,7 @@ def ntfy_address(target: str) -> tuple[str, str]:
 
 
 def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
-    """A message to a topic. `notices` are the first of `count` events; so in `slack` and `mail`."""
+    """A message to a topic. `notices` are the first of `count` events, as in `slack` and `mail`."""
     notices, unlisted = _distinct(notices), count - len(notices)
     first, is_alone = notices[0], len(notices) + unlisted == 1
     url, topic = ntfy_address(target)
@@ -136,7 +138,7 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 
 def plain(notices: Sequence[Notice], count: int) -> str:
-    """The title and the text without links, which are stored."""
+    """The text that is stored: the title, and the text without links."""
     notices, unlisted = _distinct(notices), count - len(notices)
     text = next(_texts(notices, unlisted, has_links=False))
     return f"{_title(notices, unlisted)}\n{text}".rstrip()
@@ -254,5 +256,5 @@ def _time(text: str) -> str:
 
 
 def _line(text: str, length: int) -> str:
-    """The text as one line without control characters, which can't change the text around it."""
+    """The text on one line, without control characters, which could change the text around it."""
     return shortened(escaped(" ".join(text.split())), length)

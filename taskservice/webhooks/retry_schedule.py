@@ -1,6 +1,7 @@
 """When a failed delivery is tried again."""
 
-# Seconds from each failed attempt to the next one; after the last of them the delivery fails.
+# Seconds from each failed attempt to the next attempt. The delivery fails if the attempt after the
+# last delay fails.
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2  # the random part of each delay, which makes it shorter or longer
 MAX_RETRY_AFTER = 86_400.0  # the maximum delay that a receiver can ask for

@@ -35,7 +35,7 @@ def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -
     if not secrets:
         raise ValueError("A webhook needs at least one secret.")
     if "." in webhook_id:
-        raise ValueError("The id of a webhook must not contain a full stop.")
+        raise ValueError("The ID of a webhook must not contain a full stop.")
     content = f"{webhook_id}.{timestamp}.".encode() + body
     return {
         "webhook-id": webhook_id,

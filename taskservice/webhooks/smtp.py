@@ -20,7 +20,7 @@ SETTING = "TASKSERVICE_SMTP_URL"
 MAX_REPLY_BYTES = 64 * 1024
 KEPT_CHARACTERS = 500
 
-# The server is the operator's choice: the allowed destinations of callbacks do not concern it.
+# The operator chooses the server: the allowed destinations of callbacks do not apply to it.
 _ANYWHERE = Destinations.parse("0.0.0.0/0,::/0")
 
 
@@ -38,8 +38,9 @@ def send_mail(
 ) -> Outcome:
     """Send an email of plain text within `seconds`; failures of the server are outcomes.
 
-    Raises Interrupted when `interrupt` was set before the server had decided. `confirm` is called
-    once, before the email itself is sent. Its errors end the attempt and are raised here.
+    Raises Interrupted if `interrupt` was set before the server accepted or refused the email.
+    `confirm` is called once, before the content is sent. Its errors end the attempt and are raised
+    here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     connection = Connection(server.at, _ANYWHERE, deadline, system_addresses, interrupt)
@@ -70,7 +71,8 @@ class _Session(smtplib.SMTP):
     """SMTP on an open connection, with one deadline for all replies."""
 
     def __init__(self, connection: Connection, deadline: Deadline, domain: str) -> None:
-        # The domain is our own name; by default it would be looked up, without a deadline.
+        # Introduce this machine by the domain: by default, smtplib would look up a name, without a
+        # deadline.
         super().__init__(local_hostname=domain)
         self._connection, self._deadline = connection, deadline
         self.sock = connection.sock
@@ -101,7 +103,7 @@ class _Session(smtplib.SMTP):
 
 
 def _open(session: _Session, server: MailServer) -> None:
-    """Encrypt and log in, as the server supports; raises NoResponseError."""
+    """Encrypt if the server supports it, and log in; raises NoResponseError."""
     place = f"{server.at.host} on port {server.at.port}"
     if session.getreply()[0] != 220:
         raise NoResponseError(f"{place} accepts no email now.")

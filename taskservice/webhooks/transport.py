@@ -94,7 +94,7 @@ class Connection(http.client.HTTPConnection):
         except (OSError, TooLargeError, http.client.HTTPException):
             raise
         except Exception as error:
-            # The library reads the parameters of a media type and may raise anything for them.
+            # The library parses the parameters of a media type, which can raise any exception.
             raise http.client.HTTPException from error
 
     def start_tls(self) -> None:
@@ -136,7 +136,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def system_addresses(host: str) -> list[str]:
-    """The addresses of a host by the system's resolver, best first; raises OSError."""
+    """The addresses of a host from the system's resolver, best first; raises OSError."""
     entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(socket_address[0]) for *_, socket_address in entries]
 
@@ -181,9 +181,10 @@ def post_once(
 ) -> Outcome:
     """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
 
-    Status and headers decide; a slow or broken body only adds to the duration. Raises Interrupted
-    when `interrupt` was set before the response, and the errors of `confirm`, which is called
-    between the connect, which may take long, and the request.
+    Only the status and the headers determine the outcome; a slow or broken body adds to the
+    duration. Raises Interrupted if `interrupt` was set before the response. `confirm` is called
+    before the request, once the connection is open, which can take long. Its errors are raised
+    here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
@@ -234,7 +235,7 @@ def _beginning(body: http.client.HTTPResponse) -> str | None:
     with contextlib.suppress(Exception), body:
         while part := body.read1(MAX_RESPONSE_BYTES):
             data += part[: KEPT_BYTES + LONGEST_CHARACTER - len(data)]
-    # Also without NUL, which PostgreSQL cannot store, and without a partial last character.
+    # The text contains no NUL, which PostgreSQL cannot store, and no partial last character.
     text = data.decode(errors="replace").replace("\0", "\ufffd")
     return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
 

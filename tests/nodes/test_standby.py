@@ -188,7 +188,7 @@ def test_commands_that_only_read_work_at_a_standby(
         assert (done.returncode, done.stderr) == (0, "")
         assert task_id in done.stdout or command != "export"
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
-    assert "it is read-only: a standby?" in checked.stdout
+    assert "it is read-only, like a standby" in checked.stdout
     assert "ok       revision" in checked.stdout
 
 

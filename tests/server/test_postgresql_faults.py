@@ -111,7 +111,7 @@ def test_standby_is_503_for_writes_until_it_is_promoted(
         until(lambda: is_as_new(standby, primary))
         finding = check(tmp_path, 1, DATABASE_URL=url)["server"]
         assert finding["state"] == "error"
-        assert finding["message"].endswith("it is read-only: a standby?")
+        assert finding["message"].endswith("it is read-only, like a standby")
         at_standby = Service(tmp_path / "data", DATABASE_URL=url)
         at_standby.ready_path = "/livez"
         with at_standby as service:
