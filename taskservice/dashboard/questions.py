@@ -121,7 +121,7 @@ def loaded(row: QuestionRow) -> Json:
 
 
 # Questions as the API returns them, for the Inbox and the task page. An open question has
-# additional members: `taskId`, `fields` and `buttons`. `parts` are those of the message.
+# additional members: `taskId`, `fields` and `buttons`. `parts` is the message.
 
 
 def form(
