@@ -1,4 +1,4 @@
-"""The address of the database: read from a setting, and shown without its secrets."""
+"""Parses the address of the database, and shows it without its secrets."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from taskservice.installation import install_command
 
 
 def parse(text: str) -> URL:
-    """The address that a URL names; raises ValueError with the expected form."""
+    """The address in the text of a URL; raises ValueError with the expected form."""
     scheme, separator, rest = text.partition("://")
     if separator and scheme in ("postgresql", "postgresql+psycopg"):
         return _postgresql(f"postgresql://{rest}")
@@ -27,11 +27,11 @@ def sqlite_file(address: URL) -> Path | None:
 
 
 def shown(address: URL) -> str:
-    """The address for messages: without its password and parameters, which may be secret."""
+    """The address for messages, without its password and parameters, which may be secret."""
     if address.get_backend_name() == "sqlite":
         return address.database or ""
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
-    # IPv6, or a name; the directory of a socket has a / in it.
+    # An IPv6 address gets brackets; in the directory of a socket, each / is escaped.
     hosts = [f"[{name}]" if ":" in name else _quoted(name) for name in str(host or "").split(",")]
     pairs = zip_longest(hosts, str(port or "").split(","), fillvalue="")
     shown_hosts = ",".join(host + (port and f":{port}") for host, port in pairs)
@@ -49,7 +49,7 @@ def _sqlite(path: str) -> URL:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     if "\0" in name:
         raise ValueError("must not have %00 in its path")
-    # Built from parts: in a URL's text, ? and % of the path would need escapes.
+    # Built from parts, since a ? or % in the path would need an escape in the text of a URL.
     return URL.create("sqlite", database=name)
 
 
@@ -63,7 +63,7 @@ def _postgresql(text: str) -> URL:
     if not all(re.fullmatch("[0-9]{0,5}", port) and 1 <= int(port or 1) <= 65535 for port in ports):
         raise ValueError("must have ports from 1 to 65535, and %2F for a / in its password")
     if any(ports):
-        # libpq accepts one port for all hosts; SQLAlchemy requires one for each.
+        # libpq accepts one port for all hosts; SQLAlchemy requires a port for each host.
         ports = ports * len(hosts) if len(ports) == 1 else ports
         if len(ports) != len(hosts):
             raise ValueError("must have one port for all hosts, or one for each")
@@ -97,7 +97,7 @@ def _read_by_libpq(text: str) -> dict[str, str]:
 
 
 def check_host(name: str) -> None:
-    """Raises ValueError for a host name that can't be resolved: not encodable, or too long."""
+    """Raises ValueError for a host name that cannot be encoded for DNS or is too long."""
     try:
         name.encode("idna")
     except UnicodeError:

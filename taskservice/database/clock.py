@@ -1,4 +1,4 @@
-"""Times as the API writes them, and IDs that sort by the time of their creation."""
+"""Times in the format of the API, and IDs that sort by the time of their creation."""
 
 import secrets
 import threading
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeAlias
 
-# The minimum in any order of times and IDs.
+# A time and an ID that sort before all others.
 EARLIEST = "0001-01-01T00:00:00.000Z"
 LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -17,7 +17,7 @@ _last_id = 0
 
 
 def now(offset: float = 0.0) -> str:
-    """The time `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
+    """The time `offset` seconds from now, in RFC 3339, in UTC with milliseconds and `Z`."""
     return from_milliseconds(time.time_ns() // 1_000_000 + round(offset * 1000))
 
 
@@ -52,7 +52,7 @@ def rfc3339(aware: datetime) -> str:
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562, 6.2, method 2); IDs of one process strictly ascend."""
+    """A new UUID of version 7 (RFC 9562, 6.2, method 2); each ID of a process exceeds the last."""
     global _last_id
     number = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:
@@ -65,20 +65,22 @@ def new_id() -> str:
 
 
 def hyphenated(digits: str) -> str:
-    """The 32 digits of a UUID, as it is written."""
+    """The 32 digits of a UUID with hyphens."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-# Times of lines, stored as two columns: a few bytes for each append, not for each line. An entry is
-# the index of a line, and the time of this line and the following ones, in milliseconds since 1970.
+# The times of lines. They are stored in two columns, which take a few bytes for each append rather
+# than for each line. An entry contains the index of a line and a time in milliseconds since 1970,
+# which applies to this line and to the lines after it, up to the next entry.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 def encode(of_lines: Times) -> tuple[int, str | None]:
-    """The time of line 0, from the first entry, and the differences of the other lines.
+    """The time of the first entry, which is for line 0, and a text with the differences.
 
-    The text has `line:milliseconds` for each line whose time differs from the line before: its
-    index, and the difference to the first line. It is None if all lines have the same time.
+    The text contains `index:milliseconds` for each line whose time differs from the previous line:
+    the index of the line, and the difference to the first time. It is None if all lines have the
+    same time.
     """
     first = before = of_lines[0][1]
     changes = []

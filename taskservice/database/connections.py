@@ -1,4 +1,4 @@
-"""Connections that remain checked out of their pool between two uses; compiled statements."""
+"""Connections that remain checked out of their pool between two uses, and compiled statements."""
 
 from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,10 +13,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class KeptConnections:
-    """Connections of an engine, of which up to `max_kept` remain open for the next uses.
+    """Connections of an engine, of which up to `max_kept` remain checked out for the next uses.
 
-    The engine's pool takes 40 µs to check a connection out and in, more than a read of a task.
-    `is_usable` checks the driver's connection before each use; its errors are raised.
+    Checking a connection out of the engine's pool and in again takes 40 µs, which is more than
+    reading a task takes. `is_usable` checks the driver's connection before each use; its errors are
+    raised.
     """
 
     def __init__(self, engine: Engine, is_usable: Callable[[Any], bool], max_kept: int) -> None:
@@ -28,7 +29,7 @@ class KeptConnections:
 
     @contextmanager
     def use(self) -> Iterator[Connection]:
-        """A connection for a block; after an error it is closed."""
+        """A connection for a `with` block; it is closed after an error."""
         connection = self.acquire()
         try:
             yield connection
@@ -61,7 +62,7 @@ class KeptConnections:
             self._kept.append(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection; if it was lost, close unused ones too, which are probably lost."""
+        """Close a connection; if it was lost, close unused connections too, as probably lost."""
         if connection.invalidated:
             self.forget()
         connection.close()
@@ -85,10 +86,11 @@ R = TypeVar("R")
 class Statement(Generic[R]):
     """An SQLAlchemy statement for the hot paths; `values` are its bind parameters.
 
-    `Connection.execute` takes 25 µs more: each time it computes the key of the compiled statement,
-    and creates a context, a result and its rows. Here rows are named tuples. Errors are SQLAlchemy
-    errors, and listeners of the event `before_cursor_execute` are called.
-    An INSERT sets `columns`, with parameters of the same names, in addition to its clause.
+    `Connection.execute` takes 25 µs longer, since each call computes the key of the compiled
+    statement, and creates a context, a result and its rows. The rows of this class are named
+    tuples. Errors are SQLAlchemy errors, and listeners of the event `before_cursor_execute` are
+    called. `columns` are the columns that an INSERT sets, in addition to the values in its clause;
+    their parameters have the same names.
     """
 
     def __init__(self, clause: Any, columns: Collection[str] | None = None) -> None:
@@ -100,16 +102,16 @@ class Statement(Generic[R]):
         return plan.rows(execute(connection, plan.sql, plan.arguments(values)))
 
     def one_or_none(self, connection: Connection, **values: Any) -> R | None:
-        """The row, or None; for a statement that finds at most one."""
+        """The row, or None, of a statement that returns at most one row."""
         return next(iter(self.all(connection, **values)), None)
 
     def scalar(self, connection: Connection, **values: Any) -> Any:
-        """The first column of the row, or None; for a statement that finds at most one."""
+        """The first column of the row, or None, of a statement that returns at most one row."""
         row: Any = self.one_or_none(connection, **values)
         return None if row is None else row[0]
 
     def run(self, connection: Connection, **values: Any) -> None:
-        """Execute it without reading rows."""
+        """Execute the statement without reading rows."""
         plan = self._plan(connection)
         execute(connection, plan.sql, plan.arguments(values), has_rows=False)
 
@@ -122,7 +124,7 @@ class Statement(Generic[R]):
 
 
 class _Plan:
-    """How one kind of database runs a statement: its SQL, its parameters, and its rows."""
+    """A statement compiled for one kind of database: its SQL, parameters, and rows."""
 
     def __init__(self, clause: Any, inserted: Collection[str] | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
@@ -135,7 +137,7 @@ class _Plan:
         )
         columns = clause.exported_columns
         row_type: Any = namedtuple("Row", columns.keys(), rename=True)  # type: ignore[misc]
-        # The same as the named tuple's `_make`, without a Python call for each row.
+        # Equivalent to the named tuple's `_make`, without a Python call for each row.
         self._make = partial(tuple.__new__, row_type)
         self._from_database = _converters(
             (place, column.type.dialect_impl(dialect).result_processor(dialect, None))
@@ -160,14 +162,14 @@ class _Plan:
 
 
 def _converters(processors: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
-    """The pairs of a column and SQLAlchemy's function for its values, without None."""
+    """Each column with SQLAlchemy's function that converts its values, if there is a function."""
     return [(column, convert) for column, convert in processors if convert is not None]
 
 
 def execute(
     connection: Connection, sql: str, arguments: Any = (), *, has_rows: bool = True
 ) -> list[tuple[Any, ...]]:
-    """Execute SQL in the driver's form; returns all rows."""
+    """Execute SQL with the driver's placeholders; returns all rows."""
     driver_connection: Any = connection.connection.dbapi_connection
     for listener in connection.engine.dispatch.before_cursor_execute:
         listener(connection, None, sql, arguments, None, False)
@@ -179,7 +181,7 @@ def execute(
 
 
 def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
-    """The SQLAlchemy error for a driver's error; a lost connection is not used again."""
+    """The SQLAlchemy error for a driver's error; a lost connection is invalidated."""
     dialect = connection.dialect
     is_lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
     failure: BaseException = DBAPIError.instance(

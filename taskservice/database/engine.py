@@ -1,4 +1,4 @@
-"""The engines that read and write, and how each connection and transaction begins."""
+"""The engines for reads and for writes, and the setup of their connections and transactions."""
 
 import select
 from pathlib import Path
@@ -17,8 +17,8 @@ from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
 try:
-    # The extra `sqlite` is a newer SQLite than Python's own. A process must not open a file with
-    # both: closing it in one drops the locks of the other.
+    # The extra `sqlite` installs a newer SQLite than Python's. A process must not open a file with
+    # both, since closing the file in one of the libraries drops the locks of the other library.
     import pysqlite3 as _sqlite3
 except ModuleNotFoundError:
     import sqlite3 as _sqlite3
@@ -26,14 +26,15 @@ except ModuleNotFoundError:
 # All other modules import the driver from here.
 sqlite3 = _sqlite3
 
-# A request whose write waits longer than this for the write lock gets 503.
+# A request that waits longer than this for the write lock fails with 503.
 BUSY_SECONDS = 5.0
-# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; the service's own are
-# much faster.
+# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS. The statements of the
+# service are much faster.
 STATEMENT_FACTOR = 2
-# SERIALIZABLE, which may be the database's default, would make most concurrent writes fail. A
-# commit waits for the disk, even if the database's default differs. All settings end with the
-# transaction: behind a pooler, the next transaction on the connection can be another client's.
+# The isolation level is explicit, since SERIALIZABLE, which may be the database's default, would
+# make most concurrent writes fail. A commit waits for the disk, even if this is not the database's
+# default. All settings end with the transaction: behind a pooler, the next transaction on the
+# connection can belong to another client.
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
     "SELECT set_config('lock_timeout', '{}', true), "
@@ -43,7 +44,7 @@ _BEGIN = (
 
 
 class Database(NamedTuple):
-    """Connections for reads, and for writes, and on SQLite the writers' queue and files."""
+    """Connections for reads and for writes; on SQLite also the queue of writers and the files."""
 
     reads: KeptConnections
     writes: KeptConnections
@@ -62,16 +63,17 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # A ping is too slow for most uses, which take a connection from outside of the pool.
+        # Most uses take a connection that remains checked out of the pool, without a ping, which
+        # would be too slow.
         "pool_pre_ping": not is_sqlite,
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     app.config["SQLALCHEMY_DATABASE_URI"] = address
-    # On PostgreSQL `_BEGIN` begins a transaction with its settings in one round trip; psycopg would
-    # need one more for its own BEGIN.
+    # On PostgreSQL, `_BEGIN` begins a transaction and sets its options in one round trip; psycopg
+    # would need another round trip for its own BEGIN.
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options if is_sqlite else options | autocommit
-    # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
-    # read would take the write lock.
+    # Reads need a separate engine: with AUTOCOMMIT on the write engine, its begin hook would still
+    # run, and a read would take the write lock.
     reads = {"url": address, **options, **autocommit, "pool_reset_on_return": None}
     app.config["SQLALCHEMY_BINDS"] = {"reads": reads}
     db.init_app(app)
@@ -85,7 +87,7 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     path = writer.url.database or ""
 
     def connect() -> Any:
-        # A missing file must not be created: the old one may be restored later.
+        # A missing file must not be created, since the old file may be restored later.
         try:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
@@ -102,8 +104,8 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(
         reader, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON")
     )
-    # Otherwise a transaction that reads and then writes would fail as busy, without a wait, if
-    # another one has written in between.
+    # Otherwise, a transaction that reads and then writes would fail as busy, without a wait, if
+    # another transaction has written in between.
     event.listen(
         writer, "begin", lambda connection: statements.execute(connection, "BEGIN IMMEDIATE")
     )
@@ -116,7 +118,7 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
 
 
 def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
-    # Imported here, since psycopg is an extra.
+    # Imported here, since psycopg is optional.
     from taskservice.database.postgresql import TimedConnection
 
     def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
@@ -143,7 +145,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(writer, "begin", begin)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", connect)
-        # First, since SQLAlchemy runs its own queries when it connects.
+        # This listener is first, since SQLAlchemy runs queries when it connects.
         event.listen(engine, "connect", prepare, insert=True)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
@@ -166,8 +168,8 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         },
-        # Sent with each BEGIN, except by the engines of an app, which use `_BEGIN`. SERIALIZABLE,
-        # which may be the database's default, would make most concurrent writes fail.
+        # Sent with each BEGIN, except by the engines of an app, which use `_BEGIN`; see there for
+        # the reason.
         "isolation_level": "READ COMMITTED",
     }
 
@@ -181,12 +183,13 @@ def command_engine(address: URL) -> Engine:
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
-    """Set the pragmas of a connection; their order matters, see the comments."""
+    """Set the pragmas of a connection; the comments explain their order."""
     # Prevents pysqlite from beginning transactions itself.
     connection.isolation_level = None
-    # First, so that the switch to WAL also waits for a lock.
+    # This comes before the switch to WAL, so that the switch also waits for a lock.
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    # Ignored after WAL or the first table, but still a write: so only in an empty database.
+    # After the switch to WAL or the first table, this would have no effect, but still be a write.
+    # Therefore it is executed only in an empty database.
     if connection.execute("PRAGMA page_count").fetchone() == (0,):
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -206,12 +209,12 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
     if encoding not in ("UTF8", None):
         connection.close()
         error = ValueError(
-            f"its encoding is {encoding}, but only UTF8 stores every text; create another with "
+            f"its encoding is {encoding}, but only UTF8 stores every text; create a database with "
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
         raise OperationalError("connect", None, error)
-    # A pooler stores these settings for each client. Times and IDs are read as the API's texts,
-    # which is faster.
+    # A pooler stores these settings for each client. Times and IDs are read as text in the format
+    # of the API, which is faster than converting them.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
     connection.adapters.register_loader("timestamptz", TimestampLoader)
@@ -219,9 +222,9 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
 
 
 def _has_server(connection: Any) -> bool:
-    """Whether the server has not ended this idle connection, as it does when it restarts."""
+    """Whether an idle connection is still open; a server ends it when it restarts."""
     # Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
-    # is readable only if the server has ended it, or its keepalive probes have failed.
+    # is readable only if the server has ended it, or if its keepalive probes have failed.
     if connection.closed:
         return False
     waiting = select.poll()

@@ -1,4 +1,4 @@
-"""Makes files and directories that only their owner can read and that survive a power failure."""
+"""Creates files and directories that only their owner can read, and locks and syncs them."""
 
 import errno
 import fcntl
@@ -15,15 +15,15 @@ from urllib.parse import quote
 
 from sqlalchemy.exc import OperationalError
 
-# SQLite creates an index of this size next to a database.
+# SQLite creates a file of this size next to a database, the index of the write-ahead log.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
-# The bytes that each connection to a database in WAL mode locks, by SQLite's file format.
+# The byte range that each connection to a database in WAL mode locks, as SQLite documents it.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 def keep_owner_permissions() -> None:
-    """Give the owner access to all files that this process creates, with any umask."""
+    """Give the owner access to all files that this process creates, whatever the umask."""
     os.umask(os.umask(0) & 0o077)
 
 
@@ -35,7 +35,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
-    """A descriptor that locks a file between processes. Raises OSError, or TimeoutError."""
+    """Lock a file between processes; returns a descriptor. Raises OSError and TimeoutError."""
     until = time.monotonic() + seconds
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -65,7 +65,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a directory that only its owner may enter, unless it exists."""
+    """Create a directory that only its owner may enter, unless it exists."""
     if os.path.lexists(path) and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory")
     if not path.is_dir():
@@ -74,7 +74,7 @@ def make_folder(path: Path) -> None:
 
 
 def full_disk(path: Path) -> str:
-    """The text to add to an SQLite error if the disk is full, which can appear as an I/O error."""
+    """A text to append to an SQLite error if the disk is full; SQLite may report an I/O error."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
@@ -82,8 +82,8 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process uses this SQLite database, which may be damaged."""
-    # This process must not have it open: closing the file drops its locks.
+    """Whether another process uses this SQLite database, even if the database is damaged."""
+    # This process must not have the database open, since closing the file drops the locks.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
@@ -99,7 +99,10 @@ LAST_BACKUP = "last_backup"
 
 
 def last_backup(data: Path) -> os.stat_result | None:
-    """`st_mtime` is the time of the last backup, 0 if none succeeded; None if none was tried."""
+    """The status of the file LAST_BACKUP, or None if no backup was attempted.
+
+    Its `st_mtime` is the time of the last backup, or 0 if no backup has succeeded.
+    """
     try:
         return (data / LAST_BACKUP).stat()
     except OSError:
@@ -116,21 +119,23 @@ def sync(path: Path) -> None:
 
 
 def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
-    """SQLite's URI of a database; by default it must exist, while a plain path creates it."""
+    """SQLite's URI of a database; by default, the file must exist, and is not created."""
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-# How long reads rely on a check, which takes twice as long as reading a key.
+# How long reads rely on the last check. A check takes twice as long as reading a key.
 RECENT_SECONDS = 0.02
 
 
 class DatabaseFiles:
-    """The database, its write-ahead log and the log's index, as this process has them open."""
+    """The database, its write-ahead log, and the index of the log, which this process has open.
 
-    # A connection writes to the files that it has opened, even if their names now belong to other
-    # files: the next start would not find these writes. SQLite removes the log when the last
-    # connection closes, so one connection remains open from the first use on: while it is open, the
-    # kernel does not reuse the inode numbers.
+    It detects that the files were replaced or removed. A connection would still write to the files
+    that it has opened, and the next start would not find these writes.
+    """
+
+    # One connection remains open after the first use. Otherwise, SQLite would remove the log when
+    # the last connection closes. While the files are open, their inode numbers are not reused.
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
@@ -142,7 +147,7 @@ class DatabaseFiles:
         self._recent_until = 0.0
 
     def keep_open(self) -> None:
-        """Open the files, before anything else opens the database; raises the errors of `check`."""
+        """Open the files, before any connection opens the database. Raises like `check`."""
         with self._lock:
             if self._kept is None:
                 self._kept = self._connect()
@@ -152,7 +157,7 @@ class DatabaseFiles:
         self.check()
 
     def check(self, _connection: object = None) -> bool:
-        """True; raises OperationalError when a name no longer belongs to the open file."""
+        """Return true, or raise OperationalError if a path no longer leads to the open file."""
         if self._kept is None:
             return True
         named = self._named()
@@ -169,7 +174,7 @@ class DatabaseFiles:
         raise OperationalError("stat", None, error)
 
     def check_recently(self, _connection: object) -> bool:
-        """Like `check`, for reads, for which a check within the last RECENT_SECONDS is enough."""
+        """Like `check`, but for reads, which need only a check in the last RECENT_SECONDS."""
         now = time.monotonic()
         if now >= self._recent_until:
             self.check()
@@ -177,7 +182,7 @@ class DatabaseFiles:
         return True
 
     def data_version(self) -> int:
-        """A number that changes with each commit, of any connection and process."""
+        """A number that changes with each commit of any connection in any process."""
         with self._lock:
             try:
                 version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
@@ -196,7 +201,7 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Save the writes of a removed log, unless another program may have started a new log."""
+        """Save the writes in a removed log, unless another program may have started a new log."""
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:
                 return

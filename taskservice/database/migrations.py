@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).with_name("alembic")
 MIGRATION_SECONDS = 60
-# The PostgreSQL advisory lock that lets one process at a time migrate; the number is arbitrary.
+# The number of the PostgreSQL advisory lock with which only one process migrates at a time; it is
+# arbitrary.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
-# The table that marks a database until `db copy` has filled it.
+# The table that a database contains until `db copy` has filled it.
 COPY_PROGRESS = "copy_progress"
 
 
@@ -43,7 +44,7 @@ class UnfinishedCopy(DatabaseError):
 
 
 class NoDatabase(DatabaseError):
-    """There is no database, and this command must not create one."""
+    """There is no database, and this command must not create it."""
 
     def __init__(self, where: Path | str) -> None:
         super().__init__(f"There is no database at {where}; `taskservice serve` creates one")
@@ -52,24 +53,24 @@ class NoDatabase(DatabaseError):
 def upgrade(
     url: str | URL, target: str = "head", may_create: bool = True, may_change: bool = True
 ) -> None:
-    """Migrate the database to the revision `target`; with `may_create`, create a missing one.
+    """Migrate the database to the revision `target`; with `may_create`, create it if it is missing.
 
-    Raises DatabaseError, and changes nothing, if it cannot be opened, belongs to another
-    program, is newer than this code, is missing and must not be created, or is older and must
-    not be changed.
+    Raises DatabaseError, and changes nothing, if the database cannot be opened, belongs to another
+    program, is newer than this code, is missing and must not be created, or is older and must not
+    be changed.
     """
     address = make_url(url)
     file = sqlite_file(address)
     if file:
         _check_file(file, may_create)
-    # On SQLite the switch to WAL fails immediately on a locked file.
+    # On SQLite, the switch to WAL would fail immediately if another process has locked the file.
     turn = WriterQueue(address.database).turn(MIGRATION_SECONDS) if file else nullcontext()
     try:
         with turn, command_engine(address).connect() as connection:
             if not file:
                 # Limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
-            # Before anything is written: the file may belong to another program.
+            # Read before anything is written, since the file may belong to another program.
             current = revision(connection)
             if current is None and not may_create:
                 raise NoDatabase(shown(address))
@@ -90,7 +91,7 @@ def upgrade(
 
 
 def reason(error: Exception, file: Path | None = None) -> str:
-    """A database error in one line; with SQLite's `file`, it also mentions a full disk."""
+    """A database error in one line; with `file`, SQLite's file, it also mentions a full disk."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has locked it for {MIGRATION_SECONDS} s"
@@ -104,7 +105,7 @@ def head() -> str:
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision of the database, None if it is empty; raises DatabaseError."""
+    """The revision of the database, or None if it is empty; raises DatabaseError."""
     tables = inspect(connection).get_table_names()
     if not tables:
         return None
@@ -126,13 +127,13 @@ def _begin_sqlite(connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     prepare_sqlite_connection(driver)
     driver.execute(f"PRAGMA busy_timeout = {MIGRATION_SECONDS * 1000}")
-    # SQLite's migrations rebuild tables, which would delete the rows that refer to them.
+    # On SQLite, migrations rebuild tables, which would delete the rows that refer to these tables.
     driver.execute("PRAGMA foreign_keys = OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class _StepLog:
-    """Logs each migration after it has run; of a new database only the last one."""
+    """Logs each migration after it has run; for a new database, only the last migration."""
 
     def __init__(self, is_new: bool) -> None:
         self._is_new = is_new
@@ -149,14 +150,15 @@ class _StepLog:
 
 
 def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
-    # Imported here: most databases are up to date, and Alembic takes a fifth of a start to load.
+    # Imported here, since most databases are up to date, and loading Alembic takes a fifth of the
+    # time of a start.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     # Alembic treats a single % as a reference to another option.
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    # All migrations run in the open transaction, so that all take effect, or none.
+    # All migrations run in the open transaction, so that either all of them take effect or none.
     config.attributes["connection"] = connection
     config.attributes["step_log"] = step_log
     command.upgrade(config, target)
@@ -170,12 +172,12 @@ def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
 
 @cache
 def _revisions() -> list[str]:
-    """The revisions that this code knows, oldest first: the numbers of the files."""
+    """The revisions that this code knows, oldest first; each is the number of a migration file."""
     return sorted(path.name[:4] for path in (FOLDER / "versions").glob("[0-9]*.py"))
 
 
 def _check_file(path: Path, may_create: bool) -> None:
-    """Create the SQLite file, or check that it is one, before anything is written to it."""
+    """Create the SQLite file, or check that it is an SQLite file before it is written."""
     try:
         if not may_create and not path.exists():
             raise NoDatabase(path)

@@ -24,14 +24,14 @@ from taskservice.database.types import Identifier, Model, Timestamp
 INPUT_SCHEMA = '{"type":"object"}'
 ANNOTATIONS = '{"readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}'
 
-# SQLite numbers rows by itself only in a column of exactly this type.
+# SQLite numbers rows automatically only in a column whose type is exactly INTEGER.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def partial_index(name: str, columns: str, where: str | TextClause, unique: bool = False) -> Index:
-    """An index of the rows `where` on SQLite; migrations create it with this limit on both."""
-    # `postgresql_where` would load PostgreSQL's dialect on SQLite too, a tenth of the time of a
-    # start.
+    """A partial index for SQLite; the migrations create it on both databases."""
+    # `postgresql_where` would load PostgreSQL's dialect on SQLite too, which takes a tenth of the
+    # time of a start.
     return Index(name, *columns.split(", "), unique=unique, sqlite_where=text(str(where)))
 
 
@@ -50,7 +50,7 @@ class User(Model):
 
 
 class CallbackSecret(Model):
-    """A secret that signs a user's webhooks; a replaced one also signs for another day."""
+    """A secret that signs a user's webhooks; after it is replaced, it also signs for a day."""
 
     __tablename__ = "callback_secrets"
 
@@ -66,11 +66,11 @@ IS_MUTED = text("muted_until IS NOT NULL")
 
 
 class Agent(Model):
-    """A named program or workflow, whose executions are tasks; its user chose its ID."""
+    """A named program or workflow, whose executions are tasks; its user chooses its ID."""
 
     __tablename__ = "agents"
     __table_args__ = (
-        # For the agents that become late, and for those that need attention.
+        # For agents that become late, and for agents that need attention.
         partial_index("agents_due", "late_at", "late_at IS NOT NULL AND late_since IS NULL"),
         partial_index("agents_in_trouble", "user_id", IN_TROUBLE),
         partial_index("agents_muted", "user_id, muted_until", IS_MUTED),
@@ -84,26 +84,27 @@ class Agent(Model):
     # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether the agent is an MCP tool; null: while a worker was seen. `tool_since` is null if it
-    # has been one since `created_at`.
+    # Whether the agent is an MCP tool; if this is null, it is a tool if a worker was seen recently.
+    # `tool_since` is null if the agent has been a tool since `created_at`.
     tool: Mapped[bool | None]
     tool_since: Mapped[str | None] = mapped_column(Timestamp)
-    # `ok` or `broken` by its last ended task, the start of this state, and the failures in a row.
+    # `ok` or `broken` according to the last ended task, the start of this state, and the number of
+    # failures in a row.
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)
     failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # The IDs of the hooks that were notified that it is broken, as a JSON array.
+    # The IDs of the hooks that were notified that the agent is broken, as a JSON array.
     told_hooks: Mapped[str] = mapped_column(server_default="[]")
-    # The last claim by a worker, to the minute.
+    # The time of the last claim by a worker, to the minute.
     worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
-    # JSON text of the expected runs; when the next one is due, when the agent becomes late without
-    # it, and since when it is late.
+    # The expected runs as JSON text, when the next run is due, when the agent becomes late without
+    # this run, and since when it is late.
     expect: Mapped[str | None]
     due_at: Mapped[str | None] = mapped_column(Timestamp)
     late_at: Mapped[str | None] = mapped_column(Timestamp)
     late_since: Mapped[str | None] = mapped_column(Timestamp)
-    # The end and the start of the mute, and the name of the key that muted it; null while it is not
-    # muted.
+    # The end and the start of the mute, and the name of the key that muted the agent. All are null
+    # if the agent is not muted.
     muted_until: Mapped[str | None] = mapped_column(Timestamp)
     muted_at: Mapped[str | None] = mapped_column(Timestamp)
     muted_by: Mapped[str | None]
@@ -114,7 +115,7 @@ class ApiKey(Model):
 
     __tablename__ = "api_keys"
     __table_args__ = (
-        # Neither database checks this where the agent is NULL.
+        # Neither database checks this constraint if `agent_id` is null.
         ForeignKeyConstraint(
             ["user_id", "agent_id"], [Agent.user_id, Agent.id], ondelete="CASCADE"
         ),
@@ -126,7 +127,7 @@ class ApiKey(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
     access: Mapped[str] = mapped_column(server_default=terms.FULL)
-    # Whether the key has no text, and signs in the person whom a proxy calls by its name.
+    # Whether the key has no text, but signs in a person whose name, sent by a proxy, is its name.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)
@@ -151,7 +152,7 @@ class SignInLink(Model):
 
 
 def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
-    """Check that the column holds a JSON object, in the SQL of each database."""
+    """Constraints that the column holds a JSON object, in the SQL of each database."""
     sqlite = CheckConstraint(
         f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END", column
     )
@@ -159,7 +160,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
     return sqlite.ddl_if(dialect="sqlite"), postgresql.ddl_if(dialect="postgresql")
 
 
-# Tasks that can time out: after the default timeout, or after their own.
+# Tasks that can time out: first with the default timeout, then with a separate timeout.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
@@ -169,7 +170,7 @@ IS_HANGING = text("hanging_since IS NOT NULL")
 
 
 class Task(Model):
-    """One execution of an agent, and its results; its lines are in LogChunk."""
+    """An execution of an agent, with its results; the lines of its log are in LogChunk."""
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -193,7 +194,7 @@ class Task(Model):
         partial_index(
             "tasks_claim_key", "user_id, agent_id, claim_key", "claim_key IS NOT NULL", unique=True
         ),
-        # The list and its filters, newest first (read backwards) or oldest first.
+        # For the list and its filters, oldest first, or newest first if read backwards.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
         Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
@@ -201,7 +202,7 @@ class Task(Model):
         partial_index(
             "tasks_by_error", "user_id, error_type, created_at, id", "error_type IS NOT NULL"
         ),
-        # For the list of a task's children, its newest rerun, and its deletion.
+        # For the children of a task, its newest rerun, and its deletion.
         partial_index("tasks_by_parent", "parent_id, created_at, id", "parent_id IS NOT NULL"),
         partial_index("tasks_by_rerun", "rerun_of, created_at, id", "rerun_of IS NOT NULL"),
         # For the health of an agent.
@@ -213,9 +214,9 @@ class Task(Model):
             "user_id, agent_id, created_at, id",
             "status = 'running' AND claimed_at IS NULL",
         ),
-        # For the agents that are late, and those without a worker.
+        # For agents that are late, and for agents without a worker.
         partial_index("tasks_claimed_by_agent", "user_id, agent_id, claimed_at", IS_CLAIMED),
-        # For the tasks that hang, and those that may.
+        # For tasks that hang, and for tasks to be checked for a hang.
         partial_index("tasks_hanging", "user_id, created_at, id", IS_HANGING),
         partial_index(
             "tasks_to_check", "hang_check_at", f"hang_check_at IS NOT NULL AND {IS_CLAIMED}"
@@ -224,7 +225,7 @@ class Task(Model):
         # For timeouts: the longest silence, or the next deadline, first.
         partial_index("tasks_claimed", "last_heartbeat_at", CLAIMED),
         partial_index("tasks_claimed_with_timeout", "heartbeat_deadline", CLAIMED_WITH_TIMEOUT),
-        # For log retention: the task that ended first among those with lines.
+        # For log retention: tasks with lines, in the order in which they ended.
         partial_index("tasks_with_old_log", "finished_at", WITH_OLD_LOG),
     )
 
@@ -232,12 +233,12 @@ class Task(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str]
     name: Mapped[str]
-    # The case-folded name: neither database can fold the case of all scripts.
+    # The case-folded name, since neither database can fold the case of all scripts.
     name_folded: Mapped[str]
     status: Mapped[str]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
-    # The names of the keys that started and ended it.
+    # The names of the keys that started and ended the task.
     started_by: Mapped[str | None]
     ended_by: Mapped[str | None]
     # JSON text, returned as it was stored.
@@ -247,12 +248,12 @@ class Task(Model):
     # A JSON number as text, so that both databases return it as it was sent.
     progress: Mapped[str | None]
     note: Mapped[str | None]
-    # The duration of the work, as its agent measured it: a number too.
+    # The duration of the work in seconds, which the agent measured; also a JSON number as text.
     seconds: Mapped[str | None]
-    # Its open questions as a JSON array, oldest first, so that a read needs no other table.
+    # The open questions as a JSON array, oldest first, so that a read needs no other table.
     questions: Mapped[str] = mapped_column(server_default="[]")
-    # Not foreign keys, which SQLite cannot add to a table without rebuilding it. Deleting a task
-    # sets references to it to null.
+    # These are not foreign keys, which SQLite cannot add to a table without rebuilding it. Deleting
+    # a task sets references to it to null.
     parent_id: Mapped[str | None] = mapped_column(Identifier)
     rerun_of: Mapped[str | None] = mapped_column(Identifier)
     callback_url: Mapped[str | None]
@@ -261,19 +262,19 @@ class Task(Model):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When the task's own timeout expires, unless its agent reports.
+    # When the timeout of this task expires, unless its agent reports before.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     # Since when the task hangs, and the reason.
     hanging_since: Mapped[str | None] = mapped_column(Timestamp)
     hanging_reason: Mapped[str | None]
-    # When maintenance next checks whether the claimed task hangs. While it hangs, this is
-    # `hanging_since` if a new line ends the state, and null if not; a question, or a changed
-    # `expect` of its agent, makes the check due.
+    # When maintenance next checks whether the claimed task hangs. While it hangs, this equals
+    # `hanging_since` if a new line ends the hang, and is null otherwise. A new question, or a
+    # change of the agent's `expect`, makes the check due.
     hang_check_at: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
-    # Bytes of UTF-8 ever appended, including one line feed for each line.
+    # The total number of bytes of UTF-8 that were appended, including a line feed for each line.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
     # How many lines the default writer has sent; LogWriter counts the lines of other writers.
     default_writer_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -286,7 +287,7 @@ class Task(Model):
 
 
 class TaskLabel(Model):
-    """One label of a task as `key:value`, for the lists of the tasks that have it."""
+    """A label of a task as `key:value`, for lists of the tasks that have this label."""
 
     __tablename__ = "task_labels"
     __table_args__ = (Index("task_labels_by_label", "user_id", "label", "task_id"),)
@@ -298,7 +299,7 @@ class TaskLabel(Model):
 
 
 class Link(Model):
-    """The digest of a link with which everyone can look at one task."""
+    """The digest of a link with which anyone can view a task."""
 
     __tablename__ = "links"
 
@@ -310,7 +311,7 @@ class Link(Model):
 
 
 class Question(Model):
-    """A question of an agent to a person; open ones are also in `Task.questions`."""
+    """A question of an agent to a person; open questions are also in `Task.questions`."""
 
     __tablename__ = "questions"
     __table_args__ = (
@@ -332,10 +333,10 @@ class Question(Model):
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"))
     message: Mapped[str]
-    # JSON text, returned as it was stored; so is the answer.
+    # The schema and the answer are JSON text, returned as it was stored.
     schema: Mapped[str]
     answer: Mapped[str | None]
-    # The name of the key that answered or declined it.
+    # The name of the key that answered or declined the question.
     answered_by: Mapped[str | None]
     state: Mapped[str]
     asked_at: Mapped[str] = mapped_column(Timestamp)
@@ -345,7 +346,7 @@ class Question(Model):
 
 
 class Log(Model):
-    """A task's log; the sweep deletes the lines of logs without a task in small batches."""
+    """The log of a task; if the log has no task, the sweep deletes its lines in small batches."""
 
     __tablename__ = "logs"
 
@@ -359,7 +360,7 @@ class Log(Model):
 
 
 class LogChunk(Model):
-    """Lines of a log that arrived together: `count` lines, of which the last has number `last`."""
+    """Lines of a log that arrived together; `last` is the number of the last of `count` lines."""
 
     __tablename__ = "log_chunks"
     __table_args__ = (CheckConstraint("count BETWEEN 1 AND last", "count"),)
@@ -367,16 +368,16 @@ class LogChunk(Model):
     log_id: Mapped[int] = mapped_column(RowNumber, ForeignKey(Log.id), primary_key=True)
     last: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     count: Mapped[int] = mapped_column(Integer)
-    # Joined with line feeds, which no line contains.
+    # The lines, joined with line feeds, which no line contains.
     text: Mapped[str] = mapped_column(Text)
-    # The time of the first line in milliseconds since 1970, and the later ones, as `clock.encode`
-    # writes them; both are NULL for lines that were stored without times.
+    # The time of the first line in milliseconds since 1970, and the times of later lines in the
+    # format of `clock.encode`. Both are null for lines that were stored without times.
     at: Mapped[int | None] = mapped_column(BigInteger)
     times: Mapped[str | None] = mapped_column(Text)
 
 
 class LogWriter(Model):
-    """How many lines of a task's log a writer with a name has sent."""
+    """The number of lines that a named writer has sent to a task's log."""
 
     __tablename__ = "log_writers"
 
@@ -397,7 +398,7 @@ class EventStream(Model):
 
 
 class Event(Model):
-    """An event that hooks are notified of; stored for some days."""
+    """An event of which hooks are notified; it is stored for seven days."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("user_id", "position"),)
@@ -409,9 +410,9 @@ class Event(Model):
     at: Mapped[str] = mapped_column(Timestamp, index=True)
     agent_id: Mapped[str]
     task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
-    # Not a foreign key: questions are deleted with their task only.
+    # Not a foreign key, since a question is deleted only with its task.
     question_id: Mapped[str | None] = mapped_column(Identifier)
-    # A JSON object with the values at the time of the event.
+    # A JSON object with details of the event, with their values at the time of the event.
     details: Mapped[str] = mapped_column(server_default="{}")
 
 
@@ -437,26 +438,27 @@ class Hook(Model):
     label: Mapped[str | None]
     token: Mapped[str | None]
     answer_links: Mapped[bool]
-    # The number of failures in a row after which it is notified that an agent is broken.
+    # The number of failures in a row after which the hook is notified that an agent is broken.
     after: Mapped[int] = mapped_column(Integer, server_default="1")
     created_at: Mapped[str] = mapped_column(Timestamp)
     state: Mapped[str]
-    # The reason why it is off.
+    # The reason why the hook is off.
     reason: Mapped[str | None]
     # How many deliveries in a row have failed permanently.
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     last_delivered_at: Mapped[str | None] = mapped_column(Timestamp)
-    # The number of failed attempts since then, the time of the first, and the error of the last.
+    # The number of failed attempts after the last delivery, the time of the first failed attempt,
+    # and the error of the last failed attempt.
     attempt_count: Mapped[int] = mapped_column(Integer, server_default="0")
     failed_since: Mapped[str | None] = mapped_column(Timestamp)
     last_error: Mapped[str | None]
-    # For people: when the next message is sent, if something is pending. For programs: since when
-    # everything pending is due, until each of its deliveries is.
+    # For people: when the next message is sent, if a delivery is pending. For programs: since when
+    # all pending deliveries are due, until each of them has been made due.
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
     # For people: the end of the pause after a message. For programs: the time until which pending
     # deliveries wait while the hook is off.
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
-    # The deliveries of a deleted hook are removed in batches, then the hook.
+    # After this time, the deliveries of the hook are removed in batches, and then the hook.
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
@@ -474,7 +476,7 @@ class HookTest(Model):
 
 
 class Delivery(Model):
-    """One webhook for a callback or a hook; its ID is the `webhook-id` of every attempt."""
+    """A delivery for a callback or to a hook; its ID is the `webhook-id` of every attempt."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -495,37 +497,37 @@ class Delivery(Model):
         ),
         partial_index("deliveries_of_event", "event_id", "hook_id IS NOT NULL"),
         partial_index("deliveries_due", "next_attempt_at", "state = 'pending'"),
-        # The same for one user, since users take turns.
+        # The due deliveries of a user, since users take turns.
         partial_index("deliveries_due_of_user", "user_id, next_attempt_at", "state = 'pending'"),
         partial_index("deliveries_leased", "leased_until", "leased_until IS NOT NULL"),
         partial_index("deliveries_in_vain", "state", "state IN ('failed', 'cancelled')"),
-        # For the list of tasks whose webhook failed, and for the newest of them.
+        # For the list of tasks whose webhook failed, and for the most recent failures.
         partial_index("deliveries_failed", "user_id, created_at, task_id", "state = 'failed'"),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     # Null for the event of a late agent, which has no task.
     task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"))
-    # The hook and the event that it is notified of; both are null for a callback.
+    # The hook, and the event of which it is notified; both are null for a callback.
     hook_id: Mapped[str | None] = mapped_column(ForeignKey(Hook.id, ondelete="CASCADE"))
     event_id: Mapped[str | None] = mapped_column(ForeignKey(Event.id, ondelete="CASCADE"))
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
-    # The host and port of the URL, so that a slow host does not delay the others.
+    # The host and port of the URL, so that a slow host does not delay other hosts.
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
-    # Attempts since the last redelivery.
+    # The number of attempts since the last redelivery.
     attempt_count: Mapped[int] = mapped_column(Integer)
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
-    # Until `leased_until`, only the holder of `lease` may post it.
+    # Until `leased_until`, only the holder of `lease` may post the delivery.
     lease: Mapped[str | None] = mapped_column(Identifier)
     leased_until: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class Attempt(Model):
-    """One attempt of a delivery, with its outcome as a message."""
+    """An attempt of a delivery, with its outcome as a message."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -543,7 +545,7 @@ class Attempt(Model):
 
 
 class ServiceHeartbeat(Model):
-    """The latest period in which agents could reach a process without a gap: at most one row."""
+    """The latest period in which agents could reach the service without a gap; at most one row."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)
@@ -553,5 +555,5 @@ class ServiceHeartbeat(Model):
     until: Mapped[str] = mapped_column(Timestamp)
 
 
-# Stored, so that worker processes share the result.
+# Done before the service forks, so that its worker processes share the result.
 configure_mappers()

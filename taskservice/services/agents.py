@@ -1,4 +1,4 @@
-"""Agents: registered, changed, deleted, and read, with their health, load and numbers."""
+"""Registers, changes, deletes and reads agents, with their health, load and output numbers."""
 
 import json
 import re
@@ -42,19 +42,19 @@ from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaime
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
-# For each task that hangs or may hang, since the expectations change.
+# Checks each claimed task of the agent again for a hang, since the expectations change.
 _CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_check_at=database_now())
 
 
 @transactions.retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
-    """Register or change an agent; returns it, and true for a new one. Raises 404 and 422."""
+    """Register or change an agent; returns it and whether it is new. Raises 404 and 422."""
     if not terms.AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    # Null leaves a field unchanged, but ends the expectation of runs and the mute, and resets
-    # `tool`.
+    # Null leaves a field unchanged, except that it removes `expect`, ends the mute and resets
+    # `tool` to its default.
     changes = {
         name: value
         for name, value in fields.items()
@@ -65,7 +65,8 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     this_agent = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         if "expect" in changes:
-            # Before the agent, in the order of a transaction that ends a task.
+            # Lock the tasks before the agent, in the same order as a transaction that ends a task;
+            # otherwise the two could deadlock.
             connection.execute(
                 _CHECK_TASKS, {"of_user_id": caller.user_id, "of_agent_id": agent_id}
             )
@@ -84,7 +85,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
 
 
 def columns(fields: dict[str, Any]) -> dict[str, Any]:
-    """Column -> value for an agent with these fields. Raises 422."""
+    """The values of an agent's columns, by column name, for the fields of a request. Raises 422."""
     if "annotations" in fields:
         # An omitted hint gets its default, even if the agent had another value.
         hints = strict_json.loads(ANNOTATIONS.encode()) | fields["annotations"]
@@ -98,7 +99,7 @@ def columns(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def delete(caller: Caller, agent_id: str) -> Any:
-    """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
+    """Delete an agent and its keys; returns the agent. Raises 404, and 409 while it has tasks."""
     ids = {"agent_id": agent_id, **caller.scope}
     has_tasks = exists().where(is_of_agent)
     with transaction() as connection:
@@ -110,11 +111,11 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-AGENTS_PER_READ = 50  # each has up to 20 KB
-MAX_CHOICES = 1_000  # agents that a page offers
-RECENT = 30  # finished tasks that an agent's health considers
-MIN_USUAL = 3  # the minimum of complete tasks among these for a usual duration
-MAX_RUNNING = 2_000  # running tasks of a user that are counted by agent
+AGENTS_PER_READ = 50  # an agent has up to 20 KB
+MAX_CHOICES = 1_000  # the agents that a form of a page offers
+RECENT = 30  # the last finished tasks, from which an agent's health is computed
+MIN_USUAL = 3  # the complete tasks among the last RECENT that a usual duration requires
+MAX_RUNNING = 2_000  # the running tasks of a user that are read and counted by agent
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
     .add_columns(Task.claimed_at, Task.finished_at, Task.seconds)
@@ -138,7 +139,7 @@ _WAITING = Statement[AnyRow](
         .subquery()
     )
 )
-# The oldest, since claims take the oldest first.
+# The oldest tasks, since workers claim the oldest task first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
     .where(tasks_of_user, Task.status == terms.RUNNING)
@@ -148,7 +149,10 @@ _RUNNING = Statement[AnyRow](
 
 
 class Load(NamedTuple):
-    """An agent's waiting tasks, up to a maximum, and running ones; more unless `is_complete`."""
+    """The numbers of an agent's waiting tasks, up to a maximum, and of its running tasks.
+
+    If `is_complete` is false, the agent may have more running tasks than this number.
+    """
 
     waiting: int
     running: int
@@ -156,36 +160,36 @@ class Load(NamedTuple):
 
 
 def list_all(caller: Caller) -> Iterator[Sequence[AgentRow]]:
-    """All agents that the caller may see, ordered by ID, some at a time."""
+    """All agents that the caller may see, in batches, ordered by ID."""
     return transactions.in_pages(_AGENTS, (Agent.id,), AGENTS_PER_READ, caller.scope)
 
 
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
-    """The IDs of the first `count` agents that the caller may see, or of all, in order."""
+    """The sorted IDs of the agents that the caller may see, or of the first `count` of them."""
     return [
         row.id for row in read_all(_AGENTS.with_only_columns(Agent.id).limit(count), **caller.scope)
     ]
 
 
 def ids_with_beginnings(caller: Caller, beginnings: Collection[str], length: int) -> Sequence[str]:
-    """The IDs whose first `length` characters are one of `beginnings`, with `.` and `-` as `_`."""
+    """The IDs whose first `length` characters, with `_` for `.` and `-`, are in `beginnings`."""
     plain = func.replace(func.replace(Agent.id, ".", "_"), "-", "_")
     these = _AGENTS.with_only_columns(Agent.id).where(func.substr(plain, 1, length).in_(beginnings))
     return [row.id for row in read_all(these, **caller.scope)]
 
 
-TOOL_SECONDS = 30 * 86_400  # how long an agent is a tool after a worker was seen
+TOOL_SECONDS = 30 * 86_400  # how long an agent is an MCP tool after its last worker was seen
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AgentRow]:
-    """The `count` agents that were MCP tools first."""
+    """The `count` agents that have been MCP tools for the longest time."""
     tools = select(*AGENT_COLUMNS).where(visible_agents, is_tool(clock.now()))
     since = func.coalesce(Agent.tool_since, Agent.created_at)
     return read_all(tools.order_by(since, Agent.id).limit(count), **caller.scope)
 
 
 def is_tool(now: str) -> ColumnElement[bool]:
-    # A call of a tool without a worker would only wait.
+    # A call of a tool for which no worker asks would only wait.
     is_served = Agent.worker_seen_at >= clock.moved(now, -TOOL_SECONDS)
     return or_(Agent.tool.is_(True), and_(Agent.tool.is_(None), is_served))
 
@@ -255,14 +259,14 @@ def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
 
 
 def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
-    """The usual duration of an agent's tasks, if at least MIN_USUAL of the last are complete."""
+    """The usual duration of an agent's tasks; None if fewer than MIN_USUAL are complete."""
     recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
     complete = [task for task in recent if task.status == terms.COMPLETE]
     return _median_seconds(complete) if len(complete) >= MIN_USUAL else None
 
 
 def _median_seconds(tasks: Sequence[TaskRow]) -> float | None:
-    # Imported here, since few requests need it.
+    # Imported here, since few requests need this module.
     from statistics import median
 
     durations = [lasted for task in tasks if (lasted := seconds(task)) is not None]
@@ -279,7 +283,10 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`: the IDs `first`, in this order, then the most recently used."""
+    """Agents with `last_used_at`: the agents with the IDs `first`, in that order, then the others.
+
+    The other agents are ordered by their newest task, the most recently used agent first.
+    """
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
     places = {agent_id: place for place, agent_id in enumerate(first)}
@@ -299,29 +306,30 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AgentRow]:
 SEARCHED = 100  # tasks whose outputs are searched for paths
 MAX_PATHS = 50
 MAX_PATH = 200  # characters
-# Only the first numbers of an output count, up to this number of bytes with their paths.
+# Only the first numbers of an output are read: up to this many, and up to this number of bytes
+# together with their paths.
 MAX_PER_OUTPUT = 100
 MAX_NUMBERS_BYTES = 8 * 1024
 MAX_BYTES = 4 * 1024 * 1024  # the bytes of outputs that one call reads
-CACHE_SIZE = 1_000  # outputs whose numbers a process caches, each in up to 50 KB
+CACHE_SIZE = 1_000  # outputs whose numbers a process caches; the numbers of one take up to 50 KB
 
 _OUTPUT = Statement[TaskRow](select(Task.output).where(Task.id == bindparam("task_id")))
 
 
 class _Number(str):
-    """A number as it is written; other texts of an output are plain strings."""
+    """A number of an output, as it is written there; a string of an output is a plain `str`."""
 
     __slots__ = ()
 
 
-# A list of very many numbers, which are ignored; text in a string that looks like it is ignored
+# A long list of numbers, which is ignored. Text in a string that looks like such a list is ignored
 # too.
 _LONG_LIST = re.compile(r"\[[-+.,0-9eE]{200,}\]")
 _decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
 
 
 class Number(NamedTuple):
-    """A number of one output; `text` is JSON."""
+    """A number in the output of a task; `text` is its JSON."""
 
     task_id: str
     finished_at: str
@@ -329,7 +337,7 @@ class Number(NamedTuple):
 
 
 def numbers_by_path(caller: Caller, agent_id: str) -> dict[str, list[Number]]:
-    """Path -> its last numbers, oldest first; the MAX_PATHS most frequent. Raises 404."""
+    """The last numbers of the MAX_PATHS most frequent paths, oldest first. Raises 404."""
     by_path: dict[str, list[Number]] = {}
     for task, numbers in reversed([*_outputs(caller, agent_id, SEARCHED)]):
         for path, text in numbers.items():
@@ -359,7 +367,7 @@ def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dic
 def _outputs(
     caller: Caller, agent_id: str, count: int
 ) -> Iterator[tuple[EndedTaskRow, Mapping[str, str]]]:
-    """The last ended tasks with their numbers by path, newest first, up to MAX_BYTES."""
+    """The last finished tasks and their numbers by path, newest first, up to MAX_BYTES."""
     remaining = MAX_BYTES
     for task in reversed(runs(get(caller, agent_id), count)):
         size, numbers = _numbers(task.id, task.version)
@@ -390,7 +398,7 @@ def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
 
 
 def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an output by their paths: a key with a dot is before a nested one."""
+    """The values of an output with their paths: first all top-level keys, then nested keys."""
     yield from output.items()
     for key, value in output.items():
         if isinstance(value, dict) and len(key) <= MAX_PATH:

@@ -1,4 +1,4 @@
-"""Attempts: one POST or email, by the request that ended the task or by the loop; its content."""
+"""Delivery attempts: sends a POST or an email, in the request that ended a task or in the loop."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ INTERRUPT_SECONDS = 0.2
 
 
 class FirstAttemptSlots:
-    """Limits the threads that wait for receivers; the last slot is for a user who holds none."""
+    """Limits the threads that wait for receivers; a user who holds no slot can get the last one."""
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()
@@ -65,7 +65,7 @@ class FirstAttemptSlots:
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot for this user and no shared connection; False when none is free."""
+        """Hold a slot for this user, and no shared connection; yields false if no slot is free."""
         end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count
@@ -86,10 +86,11 @@ def init_app(app: Flask) -> None:
 
 
 def first_attempt(leased: deliveries.Leased | None) -> str:
-    """Post a webhook in the request that ended its task; call it with no transaction open.
+    """Post a webhook in the request that ended its task; call this with no transaction open.
 
-    Returns the `Callback-Status`. The loop gets the delivery if no slot is free, the last attempts
-    at its receiver failed, or the process stops. Never raises, since the task has already ended.
+    Returns the `Callback-Status`. The delivery is left to the loop if no slot is free, if the last
+    attempts at its receiver failed, or if the process stops. Never raises, since the task has
+    already ended.
     """
     if leased is None:
         return "none"
@@ -102,15 +103,15 @@ def first_attempt(leased: deliveries.Leased | None) -> str:
 
 
 def until_stop(attempt: Callable[[Interrupt], T]) -> T | None:
-    """The result of `attempt`; None if the process stops first: then nothing more is sent."""
+    """The result of `attempt`, or None if the process stops first; then nothing more is sent."""
     interrupt = Interrupt()
-    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a separate
-    # thread, in the context of this request.
+    # A DNS lookup or a connection attempt cannot be interrupted, only abandoned. Therefore the
+    # delivery attempt runs in a separate thread, with the context of this request.
     run = partial(copy_context().run, attempt, interrupt)
     try:
         result = resources.start_future("first attempt", run)
     except RuntimeError:
-        # The machine has no more threads.
+        # The machine cannot start another thread.
         return attempt(interrupt)
     while not resources.stopping.is_set() and not wait([result], STOP_CHECK_SECONDS).done:
         pass
@@ -125,8 +126,8 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record the outcome; returns the delivery's state.
 
     Nothing is sent unless the lease still holds when the receiver has accepted the connection.
-    An interrupted attempt does not count: its lease is released. Never raises: if the database is
-    unavailable, the attempt is repeated when the lease has run out.
+    An interrupted attempt does not count, and its lease is released. Never raises: if the database
+    is unavailable, the attempt is repeated when the lease has expired.
     """
     try:
         started = clock.now()
@@ -149,7 +150,10 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
 
 
 def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
-    """The outcome of one POST; an unexpected error counts, or it would be repeated forever."""
+    """The outcome of one POST.
+
+    An unexpected error counts as a failed attempt; otherwise it would be repeated forever.
+    """
     try:
         if leased.hook_id is None:
             message = webhook_of(_task(leased.task_id), leased)
@@ -158,7 +162,7 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
         outcome = send(message, interrupt, partial(deliveries.require_lease, leased))
         return outcome._replace(text=message.text)
     except (SQLAlchemyError, Interrupted, deliveries.LeaseLost):
-        raise  # these errors are not the receiver's
+        raise  # the receiver did not cause these errors
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.destination)
         return Outcome("The service could not post the webhook; see the service's log.")
@@ -168,7 +172,7 @@ def send(
     message: Message, interrupt: Interrupt | None = None, confirm: Callable[[], None] = lambda: None
 ) -> Outcome:
     """Send a message with the service's settings; raises what `transport.post_once` raises."""
-    # Imported where they are needed: `requests` takes a tenth of the time of a start to load.
+    # Imported where they are needed: loading `requests` takes a tenth of the time of a start.
     hook, config = message.hook, current_app.config
     attempt: dict[str, Any] = {"seconds": config["CALLBACK_TIMEOUT"]}
     attempt |= {"interrupt": interrupt, "confirm": confirm}
@@ -197,9 +201,9 @@ def _leave_to_loop(leased: deliveries.Leased) -> str:
     return PENDING
 
 
-# The messages: the webhook of a callback; for a hook a webhook, or one message for people.
+# The messages: a webhook for a callback; for a hook, a webhook or one message for people.
 
-# The maximum number of events that a message describes; it only counts the others.
+# The maximum number of events that a message describes; further events are only counted.
 MAX_DESCRIBED = 200
 
 
@@ -235,7 +239,7 @@ def _needs_log(event: AnyRow) -> bool:
 
 
 def body_of(hook: HookRow, delivery_id: str) -> bytes:
-    """The body of a delivery to a program. Raises 404."""
+    """The body of a delivery to a hook for programs. Raises 404."""
     this = (Delivery.hook_id == hook.id, Delivery.id == delivery_id)
     told = WITH_TASKS.join(Delivery, Delivery.event_id == Event.id).where(*this)
     event = require(read_one(told), "delivery")
@@ -243,7 +247,7 @@ def body_of(hook: HookRow, delivery_id: str) -> bytes:
 
 
 def sample(hook: HookRow) -> Message:
-    """A message as this hook gets it for one of its events, marked as a test."""
+    """A sample message to a hook, about one of its events, marked as a test."""
     event, agent, task, question = samples.sample(hook)
     message_id, url = clock.new_id(), page("")
     if hook.format == STANDARD:
@@ -322,7 +326,7 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
-    # An event that was muted has a later time than the failure.
+    # If the agent was muted when it broke, the event is later than the failure.
     broke_at = event.finished_at if kind == AGENT_BROKEN else None
     return Notice(
         kind,

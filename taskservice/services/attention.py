@@ -1,4 +1,4 @@
-"""The items that need attention, read from indexes and from columns that are set in time."""
+"""The items that need attention, read by queries that use indexes and precomputed columns."""
 
 import time
 from collections import Counter
@@ -31,21 +31,21 @@ from taskservice.services.tasks import (
 from taskservice.terminal import shortened
 
 MAX_ITEMS = 100
-# The kinds that concern an agent, which can have several.
+# The kinds of items that concern an agent; an agent can have items of several kinds.
 OF_AGENTS = (terms.BROKEN, terms.LATE, terms.HANGING, terms.NO_WORKER, terms.CALLBACK_FAILED)
-# Maximum number of characters of a text.
+# The maximum number of characters of an item's text.
 MAX_TEXT = 200
-# How long, in seconds, a task may wait without a worker that asks for tasks.
+# How long, in seconds, a task may wait while no worker asks for tasks of its agent.
 QUIET_SECONDS = 600.0
 # How long, in seconds, a failed callback is listed.
 CALLBACK_SECONDS = 7 * 86_400.0
-# The age, in seconds, above which the last backup is too old; one is made each night.
+# The age, in seconds, above which the last backup is too old; a backup is made each night.
 BACKUP_SECONDS = 2 * 86_400.0
 
 _quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
-    # As in the condition of the index.
+    # The same text as in the condition of the index, so that the database uses it.
     .where(Question.task_id == Task.id, text("questions.state = 'open'"))
     .scalar_subquery()
 )
@@ -58,7 +58,7 @@ _ASKING = Statement[AnyRow](
 _is_late_alone = Agent.state.is_distinct_from(terms.BROKEN)
 _IN_TROUBLE = Statement[AnyRow](
     select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
-    # As in the condition of the index, so that the database uses it.
+    # The same text as in the condition of the index, so that the database uses the index.
     .where(visible_agents, text(f"({models.IN_TROUBLE.text})"))
     .order_by(_is_late_alone, case((_is_late_alone, Agent.late_since), else_=Agent.state_since))
     .limit(MAX_ITEMS)
@@ -75,7 +75,10 @@ _IS_WORKING = Statement[AnyRow](
 
 
 def _first_task(condition: Any) -> Any:
-    """The oldest such task of an agent; to look for any, PostgreSQL would read all tasks."""
+    """The oldest task of an agent that meets a condition.
+
+    Without an order, PostgreSQL would read all tasks.
+    """
     ids = select(Task.id).where(is_of_agent, condition)
     order = (Task.created_at, Task.id) if condition is is_unclaimed else (Task.claimed_at,)
     return ids.order_by(*order).limit(1).correlate(Agent).scalar_subquery()
@@ -131,9 +134,10 @@ def list_all(caller: Caller) -> list[dict[str, Any]]:
 
 
 def items(caller: Caller) -> list[dict[str, Any]]:
-    """Items in the order of ATTENTION, the oldest of a kind first, those that are `muted` last.
+    """Items in the order of ATTENTION, the oldest of each kind first; items of muted agents last.
 
-    `muted` contains the end of the agent's mute and the name of its key; None without a mute.
+    The `muted` of an item contains the end of the mute and the name of the key that muted the
+    agent; it is None if the agent is not muted.
     """
     for_user_key = (_failed_callbacks, _hooks, _old_backup) if caller.agent_id is None else ()
     now = database_time()
@@ -150,12 +154,12 @@ def items(caller: Caller) -> list[dict[str, Any]]:
     return attention
 
 
-# Agent -> kind of trouble -> its items.
+# Agent ID -> kind of item -> items.
 Alarms = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
-    """The items of each agent by their kind, in their order."""
+    """The items of each agent by their kind, in the given order."""
     alarms: Alarms = {}
     for item in items:
         if item["kind"] in OF_AGENTS:
@@ -175,9 +179,9 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def missing_worker(agent: AgentRow) -> str | None:
-    """A message if a task that is started for this agent would only wait; else None."""
+    """A message if no worker would run a new task of this agent; otherwise None."""
     now = database_time()
-    # The claims of a worker that has just started are not stored yet.
+    # The claims of a worker that has just started are perhaps not stored yet.
     seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
     is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
@@ -189,7 +193,7 @@ def failures_text(failures: int) -> str:
     return "The last task failed" if failures == 1 else f"Failed {failures:,} times in a row"
 
 
-# Each item: the kind, the agent, the task, the start, and the reason.
+# Tuples of the kind, the agent's ID, the task's ID, the start, and the reason.
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 

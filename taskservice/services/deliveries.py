@@ -1,4 +1,4 @@
-"""Deliveries: enqueued for callbacks, as `events` does for hooks; leased to be sent; recorded."""
+"""Enqueues deliveries for callbacks, leases all due deliveries, and records their attempts."""
 
 import logging
 import random
@@ -63,10 +63,10 @@ logger = logging.getLogger(__name__)
 
 # A literal, as in the conditions of the indexes, so that the database uses them.
 is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
-# While a lease lasts, only its holder may post; an attempt is much shorter.
+# Until a lease expires, only its holder may post the delivery. An attempt takes much less time.
 LEASE_SECONDS = 60.0
-# A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) began before
-# the clock was set back.
+# A lease that ends later than a new lease would end began before the clock was set back. A second
+# is added, since PostgreSQL rounds the time.
 is_unleased = (
     Delivery.leased_until.is_(None)
     | (Delivery.leased_until <= database_now())
@@ -100,7 +100,7 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
 
 
 def matching_ids(prefix: str) -> Sequence[str]:
-    """The IDs of callbacks' deliveries of any user that begin with this prefix, at most two."""
+    """At most two IDs, with this prefix, of deliveries of callbacks; they may be of any user."""
     with reading() as connection:
         matching = select(Delivery.id).where(has_prefix(Delivery.id, prefix), is_of_callback)
         return connection.scalars(matching.limit(2)).all()
@@ -133,22 +133,22 @@ def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: 
 
 
 def states(rows: Sequence[TaskRow]) -> dict[str, str]:
-    """Task ID -> the state of its newest delivery, for the tasks of `rows` that have one."""
+    """The state of the newest delivery of each of these tasks that has one, by task ID."""
     of_these = _STATES.where(Delivery.task_id.in_([row.id for row in rows]))
     return {row.task_id: row.state for row in read_all(of_these)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
 
-# Maximum concurrent attempts of one user at one host in a process, so that a slow host does not
-# delay other deliveries.
+# Maximum number of concurrent attempts of a user at a host in a process, so that a slow host does
+# not delay other deliveries.
 MAX_PER_RECEIVER = 4
-# A receiver whose circuit breaker is open has one slot; all such receivers share this number.
+# A receiver whose circuit breaker is open has one slot. All such receivers share this many slots.
 MAX_TO_FAILING = 8
 
 
 class ReceiverSlots:
-    """The free slots of each receiver, while attempts run in this process."""
+    """The slots of each receiver that the attempts of this process leave free."""
 
     def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
         self._used = Counter(running)
@@ -162,7 +162,7 @@ class ReceiverSlots:
         return [receiver.host for receiver in of_user if not self.is_free(receiver)]
 
     def acquire(self, receiver: Receiver) -> bool:
-        """Use a slot of this receiver; False when none is free."""
+        """Use a slot of this receiver; returns false if none is free."""
         is_free = self.is_free(receiver)
         if is_free:
             self._used[receiver] += 1
@@ -175,7 +175,7 @@ class ReceiverSlots:
         return not self._used[receiver] and self._left_to_failing > 0
 
 
-# These statements read few index entries, apart from entries of hosts without a free slot.
+# These statements read few index entries, except for hosts without a free slot.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
     .where(Delivery.leased_until > time_from_now())
@@ -189,7 +189,7 @@ _FIRST_TIME: AnySelect = (
     .limit(1)
 )
 _first_of_user = _FIRST_TIME.where(Delivery.user_id == User.id).scalar_subquery()
-# All pending deliveries of a hook for people become one message, with the hook's schedule.
+# All pending deliveries of a hook for people are sent as one message, on the schedule of the hook.
 _is_active = Hook.state == terms.ACTIVE
 _is_for_people = Hook.format.in_(terms.PEOPLE_FORMATS)
 _is_hook_due = _is_active & (Hook.next_attempt_at <= database_now())
@@ -236,7 +236,7 @@ class _Due(NamedTuple):
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[_Due]:
-    """At most `limit` due deliveries of each user, in the order in which to send them."""
+    """At most `limit` due deliveries of each user, and due messages, in the order of sending."""
     ranked: list[tuple[int, str, _Due]] = []
     for user in connection.execute(_USERS).all():
         values = {"of_user_id": user.id, "now": user.now, "limit": limit}
@@ -259,7 +259,7 @@ class DueDeliveries(Flag):
 
 
 class Leased(NamedTuple):
-    """A delivery with a lease, whose holder alone may post it until the lease runs out."""
+    """A delivery with a lease; only the holder may post the delivery until the lease expires."""
 
     id: str
     lease: str
@@ -270,8 +270,8 @@ class Leased(NamedTuple):
     attempt_count: int
     hook_id: str | None = None  # None for a callback, which has no event either
     event_id: str | None = None
-    # For people: when the message was leased, and the position of the last event in it. Without a
-    # position it contains this event only.
+    # For people: when the message was leased, and the position of the last event in the message. If
+    # the position is None, the message contains only the event of this delivery.
     leased_at: str | None = None
     last_position: int | None = None
 
@@ -286,12 +286,13 @@ class Leased(NamedTuple):
 
 
 class LeaseLost(Exception):
-    """The delivery must no longer be posted: the reason, and the `Callback-Status`."""
+    """The delivery must no longer be posted. Arguments: the reason and the `Callback-Status`."""
 
 
-# People are not notified of events that are older than a day: the `next_attempt_at` of deliveries
-# for people is their expiry. Deliveries of a hook that is off also wait for a day at most. A hook
-# is turned off after MAX_LOST deliveries in a row that failed permanently, or after a 410.
+# People are not notified of events that are older than a day, so the `next_attempt_at` of a
+# delivery for people is its expiry. Deliveries of a hook that is off also wait for at most a day. A
+# hook is turned off if MAX_LOST deliveries in a row fail permanently, or if its receiver responds
+# with 410.
 MAX_LOST = 3
 GONE = 410
 _NO_FAILURES = {"failures": 0, "attempt_count": 0, "failed_since": None, "last_error": None}
@@ -303,7 +304,7 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-# When the next lease runs out: its process may have died.
+# When the next lease expires, since the process that holds it may have died.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
 _FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
 _NEXT = select(
@@ -317,7 +318,7 @@ _CLAIM = (
     .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
     .returning(*(getattr(Delivery, name) for name in Leased._fields[:-2]))
 )
-# Pending for a hook for people, and not older than a day.
+# The deliveries that the next message of a hook for people contains: pending, less than a day old.
 _of_message = (
     Delivery.hook_id == bindparam("of_hook_id"),
     is_pending,
@@ -340,14 +341,15 @@ _FIRST_QUESTION = (
         *_of_message,
         Event.name == TASK_ASKS.name,
         Question.state == literal_column(f"'{terms.OPEN}'"),
-        # So that the databases start from the few open questions, not from all pending deliveries.
+        # Lets the databases start from the few open questions, not from all pending deliveries.
         Delivery.task_id == Question.task_id,
     )
     .order_by(Event.position)
     .limit(1)
     .with_for_update(skip_locked=True, of=Delivery)
 )
-# It has priority, except over events that have waited for this time: an agent may ask all day.
+# A question has priority, except over events that have waited for at least this time; otherwise an
+# agent that asks all day would delay them.
 WAIT_SECONDS = 300.0
 _FIRST_BEFORE_QUESTION = (
     select(Delivery.id)
@@ -364,7 +366,7 @@ _FIRST_BEFORE_QUESTION = (
 
 
 def cancel(connection: Connection, *which: Any) -> int:
-    """Cancel pending deliveries; returns how many there were."""
+    """Cancel the pending deliveries that match; returns their number."""
     cancelled = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
     return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
 
@@ -372,9 +374,10 @@ def cancel(connection: Connection, *which: Any) -> int:
 def enqueue_webhook(
     connection: Connection, task: TaskRow, now: str, *, for_loop: bool = False
 ) -> Leased | None:
-    """Enqueue the webhook of a task that ends in this transaction; it replaces a pending one.
+    """Enqueue the webhook of a task that ends in this transaction, and cancel a pending webhook.
 
-    It is leased to this request, unless `for_loop`. Returns None for a task without callback.
+    The delivery is leased to this request, unless `for_loop`. Returns None if the task has no
+    callback.
     """
     if task.callback_url is None:
         return None
@@ -397,16 +400,17 @@ def enqueue_webhook(
 
 
 def seconds_until_due() -> float | None:
-    """Seconds until a delivery is due or a lease runs out; None when no delivery is pending."""
+    """Seconds until a delivery is due or a lease expires; None if no delivery is pending."""
     [(*times, now)] = read_all(_NEXT)
     return min((clock.seconds_between(now, time) for time in times if time), default=None)
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
-    """Lease at most `limit` deliveries that are due, for each user the longest due first.
+    """Lease at most `limit` due deliveries; of each user, those that are due the longest first.
 
-    Users take turns: the next one is of the user with the fewest leases in all processes. A
-    receiver gets at most its free slots, so more may be due than are leased: call it again.
+    Users take turns: the next delivery is chosen from the user with the fewest leases in all
+    processes. No more deliveries to a receiver are leased than it has free slots, so others may
+    remain due; call this again when an attempt has ended.
     """
     with transaction() as connection:
         _restart(connection)
@@ -419,14 +423,14 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
 
 
 def _restart(connection: Connection) -> None:
-    """Make due some deliveries of a hook for programs that was turned on or has a new target."""
-    # Any hook, so that one with very many deliveries does not delay the others.
+    """Make a batch of deliveries due, of a hook for programs that was turned on or changed."""
+    # A random hook, so that a hook with very many deliveries does not delay the others.
     this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people)
     this = this.order_by(func.random()).limit(1)
     hook = connection.execute(this.with_for_update(skip_locked=True, key_share=True)).first()
     if hook is None:
         return
-    # Deliveries that failed since then already have a new schedule.
+    # Deliveries that were attempted after the hook was turned on already have a new schedule.
     was_tried = (Attempt.delivery_id == Delivery.id, Attempt.at >= hook.next_attempt_at)
     is_later = Delivery.next_attempt_at > database_now()
     waiting = (
@@ -460,7 +464,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     if hook is None:
         return None
     of_hook = {"of_hook_id": hook_id}
-    # Positions are in the order of commits, so no earlier event appears later.
+    # Events get their positions in the order of commits, so no event is added before this position.
     of_user = EventStream.user_id == hook.user_id
     position = connection.scalar(select(EventStream.position).where(of_user))
     question = connection.execute(_FIRST_QUESTION, of_hook).first()
@@ -476,7 +480,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
         connection.execute(change.values(next_attempt_at=None))
         return None
     [leased] = _claim(connection, is_pending, [first])
-    # Until this lease runs out, no other process sends a message.
+    # Until this lease expires, no other process sends a message of this hook.
     times = {"quiet_until": PAUSE_SECONDS, "next_attempt_at": LEASE_SECONDS}
     connection.execute(change.values({name: database_now(times[name]) for name in times}))
     return leased._replace(
@@ -502,12 +506,12 @@ def release(leased: Collection[Leased]) -> None:
 
 
 def held(leased: Leased) -> tuple[Any, ...]:
-    """The delivery that is posted with this lease, as long as it holds."""
+    """Selects the delivery of this lease, unless the lease was released or replaced."""
     return Delivery.id == leased.id, Delivery.lease == leased.lease
 
 
 def of_message(leased: Leased) -> tuple[Any, ...]:
-    """The deliveries that a message for people combines, in a statement with their events."""
+    """Selects the deliveries of a message for people, in a statement that joins their events."""
     if leased.last_position is None:
         return (Delivery.id == leased.id,)
     return (
@@ -525,15 +529,18 @@ def require_lease(leased: Leased) -> None:
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
-        # A late report has replaced it.
+        # A late report has replaced the delivery.
         raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
     if not now.holds:
         # This machine may have been suspended; another process may hold the new lease.
-        raise LeaseLost("Its lease has run out.", now.state)
+        raise LeaseLost("Its lease has expired.", now.state)
 
 
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Store an attempt, and the next state of its deliveries if the lease holds; returns it."""
+    """Store an attempt, and the new state of its deliveries if the lease holds.
+
+    Returns this state.
+    """
     state, delay = _next_state(outcome, leased.attempt_count)
     if leased.last_position is not None and state != terms.PENDING:
         _settle_message(leased, state)
@@ -548,16 +555,16 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     hook = None
     with transaction() as connection:
         if leased.hook_id:
-            # Before its deliveries, as in every transaction that changes both.
+            # Lock the hook before its deliveries, as every transaction that changes both does.
             row = select(Hook.state, Hook.format).where(Hook.id == leased.hook_id)
             hook = connection.execute(row.with_for_update(key_share=True)).one_or_none()
             is_waiting = hook and (hook.state == terms.OFF or hook.format in terms.PEOPLE_FORMATS)
             if not leased.leased_at and state == terms.PENDING and is_waiting:
-                # The hook was turned off, or changed to a format for people, during the attempt:
-                # this delivery waits like its others.
+                # The hook was turned off, or changed to a format for people, during the attempt.
+                # This delivery then waits like the other deliveries of the hook.
                 values["next_attempt_at"] = database_now(DAY_SECONDS)
-        # The attempt of a deleted delivery is not stored; PostgreSQL waits for its deletion. An
-        # attempt is stored even if another holder has the lease.
+        # The attempt is stored even if the lease now has another holder, but not if the delivery
+        # was deleted. The lock makes PostgreSQL wait for a deletion that is not committed yet.
         attempted = select(Delivery.id).where(Delivery.id == leased.id)
         is_deleted = connection.scalar(attempted.with_for_update()) is None
         if not is_deleted:
@@ -566,7 +573,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        # A message for people also contained the others.
+        # A message for people also concerned deliveries that were not deleted.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
         if hook and leased.hook_id and is_current:
             if leased.leased_at:
@@ -578,7 +585,10 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
 
 
 def _settle_message(leased: Leased, state: str) -> None:
-    """Set the state of all deliveries of a message but the leased one, unless the lease is lost."""
+    """Set the state of all deliveries of a message except the leased delivery.
+
+    Changes nothing if the lease is lost.
+    """
     is_other = Delivery.lease.is_distinct_from(leased.lease)
     is_lost = exists().where(Delivery.id == leased.id, is_other).correlate(None)
     others = (
@@ -595,16 +605,16 @@ def _settle_message(leased: Leased, state: str) -> None:
             ids = connection.scalars(others).all()
             these = update(Delivery).where(Delivery.id.in_(ids), is_pending, ~is_lost)
             changed = connection.execute(these.values(state=state, next_attempt_at=None))
-        # Fewer have changed if some were deleted in between.
+        # Fewer rows than `ids` have changed if some were deleted in between.
         has_more = len(ids) == BATCH and changed.rowcount > 0
         if has_more:
-            # A pause, so that writers wait for one batch at most.
+            # A pause, so that other writers wait for at most one batch.
             time.sleep(time.monotonic() - began)
 
 
 def _schedule_message(connection: Connection, hook_id: str, delay: float | None) -> None:
-    """Set when a hook for people gets its next message; null if nothing is pending."""
-    # Its format may have changed during the attempt.
+    """Set the time of the next message of a hook for people; null if nothing is pending."""
+    # The format of the hook may have changed during the attempt.
     this = update(Hook).where(Hook.id == hook_id, Hook.format.in_(terms.PEOPLE_FORMATS))
     if delay is not None:
         later = database_now(max(delay, PAUSE_SECONDS))
@@ -618,7 +628,7 @@ def _schedule_message(connection: Connection, hook_id: str, delay: float | None)
 def _record_outcome_of_hook(
     connection: Connection, hook_id: str, state: str, outcome: Outcome
 ) -> None:
-    """Turn off a hook after a 410, or after MAX_LOST failed deliveries in a row."""
+    """Record whether a hook works; turn it off after a 410 or MAX_LOST failures in a row."""
     this = update(Hook).where(Hook.id == hook_id)
     if state == terms.DELIVERED:
         connection.execute(this.values(_NO_FAILURES | {"last_delivered_at": database_now()}))
@@ -634,11 +644,11 @@ def _record_outcome_of_hook(
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
-# By the index of leases, since these are few, while a hook may have very many pending deliveries.
+# These use the index of leases, which are few, while a hook may have very many pending deliveries.
 leased_hook_id = case((Delivery.leased_until.is_not(None), Delivery.hook_id))
 has_lease = Delivery.leased_until > clock.EARLIEST
-# When a hook for people can get a message. The end of a running attempt sets this again, unless its
-# process dies.
+# When a hook for people can receive a message. A running attempt sets this time again when it ends,
+# unless its process dies.
 _end_of_lease = (
     select(func.max(Delivery.leased_until))
     .where(leased_hook_id == Hook.id, has_lease, ~is_unleased)
@@ -652,7 +662,8 @@ def set_hook_state(
 ) -> None:
     """Turn a hook on or off; its deliveries become due (for people after the pause) or wait.
 
-    No delivery is changed, since very many may be pending: `_restart` and `expire` do it.
+    This does not change the deliveries, of which very many may be pending; `_restart` and `expire`
+    change them in batches.
     """
     values: dict[str, Any] = {"state": state, "reason": reason, **_NO_FAILURES}
     if state == terms.ACTIVE:
@@ -669,18 +680,18 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
         return terms.DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
         return terms.FAILED, None
-    # The random part spreads attempts, so that a receiver is not flooded after an outage.
+    # The random factor spreads attempts, so that a receiver is not flooded after an outage.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # Neither before `Retry-After` nor before the schedule: a receiver that always asks for 1 s must
-    # not use up all attempts within seconds.
+    # The next attempt happens neither before `Retry-After` nor before the schedule: a receiver that
+    # always requests 1 s must not use up all attempts within seconds.
     return terms.PENDING, max(delay, outcome.retry_after or 0)
 
 
 def expire() -> bool:
-    """End some deliveries that have waited for a day, for people or for a hook that is off.
+    """End a batch of due deliveries, for people or for a hook that is off, that have expired.
 
-    Other deliveries become due after a day. Returns whether there may be more. A delivery for
-    people that was attempted, but not delivered, counts as lost.
+    Those that have not expired become due when they expire. If attempts of a hook for people
+    failed, its expired deliveries count as failed. Returns whether more may be due.
     """
     waits = (Hook.state == terms.OFF) | _is_for_people
     of_hook = exists().where(Delivery.hook_id == Hook.id, is_due)
@@ -695,7 +706,7 @@ def expire() -> bool:
             return True
         expires_at: Any = a_day_after(Delivery.created_at)
         if hook.format not in terms.PEOPLE_FORMATS:
-            # If the clock was set back, this is too far ahead.
+            # If the clock was set back, `quiet_until` is too far in the future.
             until = min(hook.quiet_until or clock.EARLIEST, clock.now(DAY_SECONDS))
             expires_at = literal(until, Timestamp())
         which = select(Delivery.id, (expires_at <= database_now()).label("has_expired"))
@@ -706,7 +717,7 @@ def expire() -> bool:
         connection.execute(
             waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
         )
-        # Without an attempt, this service was unavailable rather than the receiver.
+        # If nothing was attempted, this service was unavailable rather than the receiver.
         is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
         these = update(Delivery).where(Delivery.id.in_(expired))
@@ -735,17 +746,17 @@ def redeliver(caller: Caller, task_id: str) -> Any:
 
 
 def redeliver_any(delivery_id: str) -> None:
-    """Redeliver a delivery of any user by its own ID. Raises 404 and 409."""
+    """Redeliver a delivery of any user, by the ID of the delivery. Raises 404 and 409."""
     with transaction() as connection:
         of_delivery = select(Delivery.task_id).where(Delivery.id == delivery_id, is_of_callback)
         task_id = connection.scalar(of_delivery)
         if task_id is None:
             raise Problem(404, f"No such delivery: {delivery_id}")
-        # A late report waits for this lock, or has replaced this delivery already.
+        # A late report waits for this lock, or has already replaced this delivery.
         connection.execute(select(Task.id).where(Task.id == task_id).with_for_update())
         newest = _newest(connection, task_id)
         if newest != delivery_id:
-            raise Problem(409, f"A newer delivery has replaced it: {newest}")
+            raise Problem(409, f"A newer delivery has replaced this delivery: {newest}")
         make_due(connection, delivery_id)
     resources.find(DueDeliveries).set()
 
@@ -757,8 +768,8 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 
 def make_far_due() -> bool:
-    """Make deliveries due whose time is too far ahead; returns whether there may be more."""
-    # Later than any delay: the clock was set back in between.
+    """Make deliveries due that are scheduled too far ahead; returns whether more may remain."""
+    # A time beyond the longest delay was set before the clock was set back.
     limit = time_from_now(LONGEST_DELAY_SECONDS + 60)
     of_people = select(Hook.id).where(Hook.format.in_(terms.PEOPLE_FORMATS))
     has_schedule = is_of_callback | Delivery.hook_id.not_in(of_people)
@@ -776,7 +787,7 @@ def make_far_due() -> bool:
 
 
 def make_due(connection: Connection, delivery_id: str) -> None:
-    """Deliver again now. Raises 409 while the delivery is being posted."""
+    """Make a delivery due now, with a new schedule. Raises 409 while it is being posted."""
     due = {"attempt_count": 0, "next_attempt_at": database_now()}
     this = update(Delivery).where(Delivery.id == delivery_id, is_unleased)
     if connection.execute(this.values(_PENDING | due)).rowcount == 0:
@@ -784,7 +795,7 @@ def make_due(connection: Connection, delivery_id: str) -> None:
 
 
 def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
-    """Send people the message again after the pause. Raises 409 while it is being sent."""
+    """Send people the message again after the pause. Raises 409 while a message is being sent."""
     is_leased = has_lease & ~is_unleased
     if connection.scalar(select(exists().where(leased_hook_id == hook_id, is_leased))):
         raise _under_way()

@@ -1,4 +1,4 @@
-"""Events: recorded in the transaction that causes them, with the deliveries to hooks."""
+"""Records events, with their deliveries to hooks, in the transactions that cause them."""
 
 # A transaction about several agents changes all their rows before it records events, so that two
 # transactions cannot wait for each other.
@@ -44,8 +44,8 @@ from taskservice.schemas import strict_json
 from taskservice.webhooks.circuit_breaker import host_of
 
 KEPT_SECONDS = 7 * 86_400.0
-DAY_SECONDS = 86_400.0  # people are not notified of older events
-BATCH = 200  # events, and deliveries of them, that one transaction deletes
+DAY_SECONDS = 86_400.0  # people are not notified of events that are older than this
+BATCH = 200  # how many events, and deliveries of events, one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
 _STATE = Statement[AgentRow](
@@ -59,7 +59,7 @@ _END_LOCKS = {
     terms.ERROR: Statement[Any](select(func.pg_advisory_xact_lock(_agent_hash))),
 }
 _was_broken, _at = Agent.state == terms.BROKEN, bindparam("at", type_=Timestamp())
-# One more failure, or the first of a row.
+# Counts one more failure in a row, or the first failure.
 _BREAK = (
     update(Agent)
     .where(*this_agent)
@@ -82,7 +82,7 @@ MUTED = Statement[AgentRow](
     )
 )
 _STREAM = Statement[AnyRow](
-    # Locked, so that no hook is deleted before its deliveries are stored.
+    # The row is locked, so that no hook is deleted before its deliveries are stored.
     select(EventStream.position)
     .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
@@ -92,7 +92,7 @@ _STREAM = Statement[AnyRow](
 @cache
 def _hooks(names: tuple[str, ...]) -> Statement[HookRow]:
     """Selects the hooks of a user that are notified of events with one of these names."""
-    # Most hooks are not notified of any of these events.
+    # The query tests the names, since most hooks are not notified of any of these events.
     is_told = (position_in_text(Hook.events, literal(f'"{name}"', Text())) > 0 for name in names)
     return Statement(
         select(Hook.__table__).where(
@@ -117,14 +117,16 @@ _ENQUEUE = Statement[None](
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
-# A hook for people gets one message in PAUSE_SECONDS.
+# A hook for people receives at most one message in this time.
 PAUSE_SECONDS = 30.0
-# Now, or the end of the pause of a hook for people. A longer pause (by a second, since PostgreSQL
-# rounds) began before the clock was set back, or dates from when the hook was for programs.
+# The present time, or the end of a hook's pause. A pause that ends too far in the future is
+# ignored: it began before the clock was set back, or when the hook was for programs. PostgreSQL
+# rounds the time; therefore a second is added.
 _has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
 after_pause = case((_has_pause, Hook.quiet_until), else_=database_now())
-# The next message of a hook for people. The row is locked even if it does not change: otherwise a
-# transaction that has just sent everything could unset this.
+# Schedules the next message of a hook for people, unless it is scheduled. The UPDATE locks the row
+# even if the time stays the same: otherwise a transaction that has just sent all events could unset
+# the time.
 _SCHEDULE_MESSAGE = Statement[None](
     update(Hook)
     .where(Hook.id == bindparam("this_hook_id"))
@@ -135,7 +137,7 @@ _SCHEDULE_MESSAGE = Statement[None](
     )
 )
 
-# Events with the columns of the agent, the task and the question for their messages.
+# Events, with the columns of their agent, task and question that messages need.
 WITH_TASKS = (
     select(
         *Event.__table__.columns,
@@ -164,7 +166,7 @@ WITH_TASKS = (
 class NewEvent(NamedTuple):
     """An event to record; `labels` are the stored labels of its task.
 
-    `agent` is the state of an agent that breaks or is fixed: its failures, its `told_hooks`.
+    `agent` is the row of an agent that breaks or is fixed, with its `failures` and `told_hooks`.
     """
 
     kind: EventKind
@@ -176,7 +178,7 @@ class NewEvent(NamedTuple):
     question_id: str | None = None
     details: Mapping[str, Any] = {}
     agent: Any = None
-    is_for_people: bool = False  # programs were notified already
+    is_for_people: bool = False  # hooks for programs were already notified
 
     @classmethod
     def of_task(
@@ -187,16 +189,19 @@ class NewEvent(NamedTuple):
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
-    """Let ends of tasks change agents in the order of `finishedAt`; call it before that is read."""
+    """Let transactions that end tasks change an agent in the order of `finishedAt`.
+
+    Call this before the transaction reads the time for `finishedAt`.
+    """
     if connection.dialect.name == "postgresql":
         for agent in sorted({f"{task.user_id} {task.agent_id}" for task in tasks}):
             _END_LOCKS[status].run(connection, agent=agent)
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
-    """Record the ends of tasks, and the states of their agents; `is_late` for a late report.
+    """Record that tasks ended, and the new states of their agents; `is_late` for a late report.
 
-    The row of a task that was hanging contains its `hanging_since` and `hanging_reason`.
+    The row of a task that was hanging still contains `hanging_since` and `hanging_reason`.
     """
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
     ends = [event for task in ordered for event in _ends(connection, task, is_late)]
@@ -205,7 +210,7 @@ def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = Fa
 
 
 def recovery(task: Any, at: str) -> NewEvent:
-    """The event for a task that no longer hangs; the row still has the values of the hang."""
+    """The event for a task that no longer hangs; its row still contains `hanging_since`."""
     since, reason = task.hanging_since, task.hanging_reason
     details = {"hangingSince": since, "reason": reason}
     # The clock may have been set back.
@@ -249,7 +254,7 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
 
 
 def has_stream(connection: Connection, user_id: str) -> bool:
-    """Whether the user has, or had, a hook: if so, no other transaction records events now."""
+    """Whether the user has, or had, a hook; if so, other transactions cannot record events now."""
     return _STREAM.one_or_none(connection, user_id=user_id) is not None
 
 
@@ -319,14 +324,14 @@ def _enqueue_for_hook(
 def lock_stream(connection: Connection, user_id: str) -> None:
     """Prevent other transactions from recording events of the user.
 
-    From the first call on, events are recorded for hooks.
+    Events of a user are recorded only after the first call for this user.
     """
     if _STREAM.one_or_none(connection, user_id=user_id) is None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
 
 
 def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
-    """Whether a hook is notified of an event; `told_hooks` know that the agent is broken."""
+    """Whether a hook is notified of an event; `told_hooks` were notified that the agent broke."""
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.kind.name}"' in hook.events
@@ -346,14 +351,17 @@ def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> 
 
 
 def _knows_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
-    """Whether the hook was notified of the break, or would have been if it had that event."""
+    """Whether the hook was notified that the agent broke.
+
+    A hook that does not select that event counts as notified after enough failures.
+    """
     if f'"{event_kinds.AGENT_BROKEN.name}"' in hook.events:
         return hook.id in told_hooks
     return bool(event.agent.failures >= hook.after)
 
 
 def prune(now: str) -> bool:
-    """Delete some old events with their deliveries; returns whether there may be more."""
+    """Delete a batch of old events with their deliveries; returns whether more may remain."""
     old = select(Event.id).where(Event.at < clock.moved(now, -KEPT_SECONDS)).limit(BATCH)
     ids = [row.id for row in read_all(old)]
     if not ids:

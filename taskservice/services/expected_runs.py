@@ -25,7 +25,7 @@ from taskservice.terms import RUNNING
 
 BATCH = 50  # agents in one transaction
 
-# Locked, so that only one of several starts at once ends the lateness.
+# The row is locked, so that only one of several simultaneous starts ends the lateness.
 _EXPECTED = Statement[AnyRow](
     select(Agent.expect, Agent.due_at, Agent.late_at, Agent.late_since)
     .where(*this_agent, Agent.expect.is_not(None))
@@ -36,7 +36,7 @@ _NEXT = select(Agent.user_id, Agent.id, Agent.expect, Agent.due_at).where(
     Agent.due_at > bindparam("now"), Agent.late_since.is_(None)
 )
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
-# A locked agent is being changed: the next round finds it.
+# An agent whose row is locked is being changed and is skipped; the next round considers it.
 _LATE = (
     select(Agent.user_id, Agent.id, Agent.due_at)
     .where(
@@ -50,7 +50,7 @@ _LATE = (
 
 
 def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
-    """The columns of an agent that is not late, with the next run after a time. Raises 422."""
+    """The columns for the next expected run after `since`; the agent is not late. Raises 422."""
     due_at = late_at = None
     if expect is not None and expect.keys() & {"every", "cron"}:
         due_at = due_times(expect, since, 1)[0]
@@ -59,10 +59,10 @@ def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | Non
 
 
 def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
-    """The times of the next runs after a time. Raises 422 for a schedule without runs."""
+    """The times of the next `count` runs after `since`. Raises 422 for a schedule without runs."""
     if "every" in expect:
         return [clock.moved(since, expect["every"] * number) for number in range(1, count + 1)]
-    # Imported here, since few agents need them.
+    # Imported here, since few agents need these modules.
     from zoneinfo import ZoneInfo
 
     from cronsim import CronSim, CronSimError
@@ -78,7 +78,8 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
     except CronSimError as error:
         reason = f"Not a cron expression of five fields: {error}."
         raise invalid({"expect": {"cron": [reason]}}) from None
-    # In the hour that clocks repeat in autumn, CronSim starts with times of the first pass.
+    # If clocks repeat an hour in autumn and `since` is in the second pass of this hour, CronSim
+    # starts with times of the first pass.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
     times = [clock.rfc3339(tick) for tick in islice(later, count)]
     if not times:
@@ -93,7 +94,7 @@ def _time_zones() -> frozenset[str]:
 
 
 def run_started(connection: Connection, task: TaskRow) -> None:
-    """Count a start as the run that was expected of the task's agent, which ends its lateness."""
+    """Count the start of a task as the expected run of its agent, which is then no longer late."""
     ids = {"of_user_id": task.user_id, "of_agent_id": task.agent_id}
     agent = _EXPECTED.one_or_none(connection, **ids)
     if agent is None:
@@ -108,10 +109,13 @@ def run_started(connection: Connection, task: TaskRow) -> None:
 
 
 def correct_future_times(now: str) -> None:
-    """Expect runs from now on if the latest run, or the change of `expect`, is in the future."""
+    """Expect runs from now on if the latest run, or the last change of `expect`, is in the future.
+
+    This happens if the clock was set back.
+    """
     for agent in read_all(_NEXT, now=now):
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
-        # After a run in the past, the next one is due at this time or earlier.
+        # After a run in the past, the next run is due at this time or earlier.
         if agent.due_at > str(from_now["due_at"]):
             ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:
@@ -119,11 +123,11 @@ def correct_future_times(now: str) -> None:
 
 
 def find_late(now: str) -> bool:
-    """Record as late some agents without a running task; returns whether there may be more."""
+    """Record a batch of agents without a running task as late; returns whether more may remain."""
     with transaction() as connection:
         late_agents = sorted(connection.execute(_LATE, {"now": now}).all())
         late = []
-        # Read while the agents are locked: a mute applies only to later events.
+        # The time is read while the agents are locked, since a mute applies only to later events.
         at = current_time(connection)
         for user_id, agent_id, due_at in late_agents:
             ids = {"of_user_id": user_id, "of_agent_id": agent_id}

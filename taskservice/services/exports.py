@@ -17,7 +17,7 @@ from taskservice.schemas.tasks import DELIVERY_COLUMNS
 from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS
 from taskservice.services import deliveries, logs, questions, tasks
 
-TASKS_PER_READ = 1_000  # each is then read alone
+TASKS_PER_READ = 1_000  # the IDs that one statement reads; the tasks are then read one by one
 _of_task = bindparam("task_id", type_=Identifier)
 _TASK = Statement[Any](
     tasks.tasks_with_log_id.add_columns(
@@ -43,11 +43,12 @@ _HOOKS: AnySelect = (
 
 
 def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
-    """Users with their agents, hooks and tasks; one user; or tasks updated at or after a time.
+    """The lines of all users, or of one user, with their agents, hooks and tasks.
 
-    Tasks are in the order of their IDs, each with its questions, deliveries and log. This is not a
-    snapshot: changes during the export may be missing. But each task is consistent; its questions
-    are read slightly later. Raises 422 for an unknown user.
+    With `since`, only tasks that were updated at or after this time are included. Tasks are in the
+    order of their IDs, each with its questions, deliveries and log. The export is not a snapshot:
+    changes during the export may be missing. Each task is consistent, except that its questions are
+    read slightly later. Raises 422 for an unknown user.
     """
     users = read_all(select(*USER_COLUMNS).order_by(User.id))
     people = [row for row in users if user in (None, row.name)]
@@ -75,7 +76,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
 
 def _new_agents(of_users: AnySelect, written: set[tuple[str, str]]) -> Iterator[bytes]:
     rows = read_all(of_users)
-    # Sorted here: databases sort text in different orders.
+    # Sorted here, since databases sort text in different orders.
     for row in sorted(rows, key=lambda row: (row.user_id, row.id)):
         if (row.user_id, row.id) not in written:
             written.add((row.user_id, row.id))
@@ -83,7 +84,10 @@ def _new_agents(of_users: AnySelect, written: set[tuple[str, str]]) -> Iterator[
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
-    """The lines of a task, repeated if its log was dropped; returns 0 if the task was deleted."""
+    """The lines of a task, which are repeated if its log was dropped in between.
+
+    Returns the number of exported tasks, which is 0 if the task was deleted.
+    """
     version = None
     while True:
         with read_snapshot() as connection:
@@ -100,7 +104,7 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
             yield from _log_lines(row)
             return 1
         except logs.LogDropped:
-            # This raised the version.
+            # Dropping the log has increased the version of the task.
             version = row.version
             yield _line("void", {"taskId": task_id})
 
@@ -123,7 +127,7 @@ def _questions_and_deliveries(task_id: str, of_task: Sequence[Any]) -> Iterator[
 def _log_lines(row: TaskRow) -> Iterator[bytes]:
     for page in logs.pages(row):
         for chunk in page.chunks:
-            # In the chunks in which they arrived.
+            # One line of the export contains the lines that arrived in one chunk.
             after = max(page.after, chunk.last - chunk.count)
             part = page._replace(chunks=[chunk], after=after)
             times = part.times()

@@ -1,4 +1,4 @@
-"""Hanging tasks: claimed ones that run for too long, or are silent for too long."""
+"""Hanging tasks: claimed tasks that run for too long, or report nothing for too long."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -20,11 +20,12 @@ from taskservice.services.events import NewEvent
 
 BATCH = 50  # tasks in one transaction
 SILENT_SECONDS = 600.0
-TIMES_AS_LONG = 3  # as long as usual
-# The longest time between two checks of a task, since its usual duration may change.
+TIMES_AS_LONG = 3  # a silent task hangs after this multiple of its agent's usual duration
+# The longest time between two checks of a task, since its agent's usual duration may change.
 MAX_WAIT_SECONDS = 600.0
 
-# See `Task.hang_check_at`. A task that does not hang yet counts only if it was claimed `since`.
+# See `Task.hang_check_at`. A task that does not hang yet is checked only if it was claimed at or
+# after `since`.
 _DUE = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.questions, Task.claimed_at)
     .add_columns(Task.updated_at, Task.hanging_since, Task.hanging_reason)
@@ -41,7 +42,7 @@ _DUE = (
     )
     .order_by(Task.hang_check_at)
     .limit(BATCH)
-    # A locked task is being changed: it is checked in the next round.
+    # A task whose row is locked is being changed; it is checked in the next round.
     .with_for_update(skip_locked=True, of=Task)
 )
 _CHANGE = (
@@ -57,10 +58,10 @@ _CHANGE = (
 
 
 def check(now: str, since: str) -> bool:
-    """Check some due tasks, and record which of them hang or no longer hang.
+    """Check a batch of due tasks, and record which of them hang or no longer hang.
 
-    Tasks that were claimed before `since` may have been unable to report. Returns whether there may
-    be more.
+    Tasks that were claimed before `since` may have been unable to report. Returns whether more
+    tasks may be due.
     """
     with transaction() as connection:
         due = connection.execute(_DUE, {"now": now, "since": since}).all()
@@ -84,7 +85,7 @@ def check(now: str, since: str) -> bool:
 def _state(
     task: AnyRow, now: str, usual_seconds: Callable[[str, str], float | None]
 ) -> tuple[str | None, str | None]:
-    """Why a task hangs, if it does, and its next `hang_check_at`."""
+    """The reason why a task hangs, or None if it does not, and its next `hang_check_at`."""
     times = [clock.moved(now, MAX_WAIT_SECONDS)]
     if task.questions != NO_QUESTIONS:
         return None, times[0]
@@ -120,7 +121,7 @@ def _length(seconds: int) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Move times after `ahead`, of the claim or hang of tasks, to now."""
+    """Set times of claimed and hanging tasks that are after `ahead` to now."""
     latest = clock.moved(ahead, MAX_WAIT_SECONDS)
     times = (Task.claimed_at, Task.updated_at, Task.hanging_since, Task.hang_check_at)
     values = {time: case((time > ahead, literal(now, Timestamp())), else_=time) for time in times}

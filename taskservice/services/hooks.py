@@ -1,4 +1,4 @@
-"""Hooks: created, changed, tested and deleted by their user, and the log of their deliveries."""
+"""Creates, changes, tests and deletes a user's hooks, and lists their deliveries."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ from taskservice.webhooks import hook_targets, messages
 from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
 
-MAX_LISTED = 100  # deliveries, the newest
-MAX_SHOWN = 20  # deliveries on a page
-# How often a user can send a test, and how often to one address. Otherwise outcomes of tests could
-# be used to scan a network, and emails could flood a mailbox.
+MAX_LISTED = 100  # the newest deliveries, in a response
+MAX_SHOWN = 20  # the newest deliveries, on a page
+# Limits how often a user can send a test, in total and to one address. Otherwise the outcomes of
+# tests could be used to scan a network, and emails could flood a mailbox.
 MAX_TESTS = 10
 MINUTE_SECONDS = 60.0
 TEST_SECONDS = 10.0
 _OWN = and_(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
-# A hook fails if two attempts have failed since its last delivery, the first of them at least this
-# time in seconds ago.
+# A hook fails if at least two attempts have failed since its last successful delivery, and the
+# first of them failed at least this many seconds ago.
 FAILING_SECONDS = 120.0
 _is_failing = and_(
     Hook.state == terms.ACTIVE,
@@ -54,7 +54,7 @@ _HOOKS: AnySelect = (
 )
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
-# Hooks that fail, or that the service, not the user, has turned off.
+# Hooks that fail, or that were turned off by the service rather than by the user.
 IN_TROUBLE = Statement[HookRow](_HOOKS.where(Hook.reason.is_not(None) | _is_failing))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
@@ -88,7 +88,7 @@ def _locked(connection: Connection, caller: Caller, hook_id: str) -> HookRow:
 
 @retry_on_conflict
 def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -> Any:
-    """Create a hook; None if the ID `hook_id` exists. Raises 409 and 422."""
+    """Create a hook; returns None if the ID `hook_id` already exists. Raises 409 and 422."""
     defaults = {"events": DEFAULT_EVENTS, "answerLinks": False}
     defaults |= _defaults(fields["target"], fields.get("format"))
     new_id = hook_id or clock.new_id()
@@ -96,7 +96,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
     new |= _stored({**defaults, **fields, "state": terms.ACTIVE})
     _check(new)
     with transaction() as connection:
-        # No other transaction creates one at the same time.
+        # No other transaction creates a hook of this user at the same time.
         events.lock_stream(connection, caller.user_id)
         if connection.scalar(select(Hook.id).where(_THIS), {"hook_id": new_id}):
             return None
@@ -136,13 +136,13 @@ def _is_elsewhere(hook: HookRow, values: dict[str, Any]) -> bool:
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:
-    # No response has the token.
+    # The schema omits the token, since no response contains it.
     token = {"token": fields["token"]} if "token" in fields else {}
     return hook_schema.stored(fields) | token
 
 
 def _defaults(target: str, kind: str | None) -> dict[str, Any]:
-    """The fields that follow from a target and a format. Raises 422 if it is not a URL."""
+    """The format, unless `kind` is given, and the name of a target. Raises 422 for no valid URL."""
     try:
         kind = kind or hook_targets.format_of(target)
         name = hook_targets.without_secret(target, kind)
@@ -152,7 +152,7 @@ def _defaults(target: str, kind: str | None) -> dict[str, Any]:
 
 
 def check_target(target: str, kind: str, check: Callable[[str], Any] = read_url) -> None:
-    """Raises 422 for a target that does not fit the format; `check` is for a URL."""
+    """Raises 422 for a target that is invalid in this format; `check` validates a URL."""
     try:
         mail_address(target) if kind == terms.MAIL else check(target)
         if kind == terms.NTFY:
@@ -162,7 +162,7 @@ def check_target(target: str, kind: str, check: Callable[[str], Any] = read_url)
 
 
 def _check(hook: dict[str, Any]) -> None:
-    """Raises 422 for a target that does not fit the format or the settings."""
+    """Raises 422 for a target that is invalid in its format, or that the settings do not allow."""
     config = current_app.config
     is_allowed = partial(check_url, allowed=config["CALLBACK_ALLOWED"])
     check_target(hook["target"], hook["format"], is_allowed)
@@ -175,12 +175,12 @@ def _check(hook: dict[str, Any]) -> None:
 
 
 def delete(caller: Caller, hook_id: str) -> HookRow:
-    """Delete a hook with its deliveries; returns it. Raises 404.
+    """Delete a hook with its deliveries; returns the hook. Raises 404.
 
-    `remove_deleted` removes the rows, of which there may be very many.
+    `remove_deleted` removes the rows later, since there may be very many.
     """
     with transaction() as connection:
-        # No other transaction stores a delivery for it at the same time.
+        # No other transaction stores a delivery of this hook at the same time.
         events.lock_stream(connection, caller.user_id)
         hook = _locked(connection, caller, hook_id)
         gone = {"deleted_at": clock.now(), "reason": None, "next_attempt_at": None}
@@ -193,7 +193,10 @@ def delete(caller: Caller, hook_id: str) -> HookRow:
 
 
 def remove_deleted() -> bool:
-    """Remove some deliveries of a deleted hook, or the hook; returns whether there may be more."""
+    """Remove a batch of deliveries of a deleted hook, or finally the hook.
+
+    Returns whether more may remain.
+    """
     hook = read_one(select(Hook.id).where(Hook.deleted_at.is_not(None)).limit(1))
     if hook is None:
         return False
@@ -207,9 +210,9 @@ def remove_deleted() -> bool:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook in any state. A delivered one ends the hook's failure.
+    """Send a sample to a hook in any state. If it is delivered, the hook no longer fails.
 
-    Raises 404, 429, and 503 if too many are sent or the process stops.
+    Raises 404, 429, and 503 if too many webhooks are being sent or if the process stops.
     """
     hook = get(caller, hook_id)
     with resources.find(attempts.FirstAttemptSlots).acquire(caller.user_id) as is_acquired:
@@ -244,7 +247,7 @@ def _count_test(hook: HookRow) -> None:
     with transaction() as connection:
         # No other transaction counts a test of this user at the same time.
         events.lock_stream(connection, hook.user_id)
-        # A test in the future was sent before the clock was set back.
+        # A test whose time is in the future was sent before the clock was set back.
         is_recent = HookTest.at.between(clock.moved(now, -MINUTE_SECONDS), now)
         connection.execute(delete_from(HookTest).where(~is_recent))
         tests = connection.execute(recent).all()
@@ -262,7 +265,7 @@ def _count_test(hook: HookRow) -> None:
 
 def _too_many_tests(sent: str, since: str, seconds: float, now: str) -> Problem:
     wait = max(1, math.ceil(seconds - clock.seconds_between(since, now)))
-    detail = f"{sent}; the next one is possible in {wait} s"
+    detail = f"{sent}; the next test is possible in {wait} s"
     return Problem(429, detail, headers={"Retry-After": str(wait)})
 
 
@@ -272,9 +275,10 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 
 
 def list_sent(hook: HookRow) -> tuple[list[Any], int]:
-    """The newest MAX_SHOWN deliveries for a page, and the number of others that wait.
+    """The newest MAX_SHOWN deliveries for a page, and the number of waiting deliveries.
 
-    A message for people can contain many events; it shows the attempts of the first one.
+    Only a hook for people has waiting deliveries, which were not attempted yet. A message can
+    contain many events; its attempts are stored for the first event.
     """
     if hook.format not in terms.PEOPLE_FORMATS:
         return _with_attempts(hook, _DELIVERIES.limit(MAX_SHOWN)), 0
@@ -289,7 +293,7 @@ def list_sent(hook: HookRow) -> tuple[list[Any], int]:
 
 
 def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
-    """Deliveries of a hook; pending ones for people are due with the next message."""
+    """Deliveries of a hook; pending deliveries for people are due with the next message."""
     rows = deliveries.with_attempts(which, hook_id=hook.id)
     if hook.format in terms.PEOPLE_FORMATS:
         next_attempt_at = hook.next_attempt_at if hook.state == terms.ACTIVE else None

@@ -1,4 +1,4 @@
-"""Imports all of an export that does not exist yet, in one transaction."""
+"""Imports the parts of an export that the database does not contain yet, in one transaction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +35,8 @@ from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import agents, hooks, logs, questions, tasks
 from taskservice.services.users import insert_secret
 
-# Three times the longest line of an export, since other programs may write more escapes.
+# Three times the length of the longest line of an export, since a program that rewrites an export
+# may escape more characters.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 IMPORTED = "It was imported; turn it on to be notified."
 _OWNERS = {
@@ -45,7 +46,7 @@ _OWNERS = {
     for model in (Hook, Task)
 }
 _parent = aliased(Task)
-# For each column that refers to tasks: clear references to tasks that the user does not have.
+# For each column that refers to tasks: clears references to tasks that the user does not have.
 _CLEAR_MISSING = tuple(
     update(Task)
     .where(
@@ -55,7 +56,7 @@ _CLEAR_MISSING = tuple(
     .values({column: None})
     for column in (Task.parent_id, Task.rerun_of)
 )
-# The state of an agent follows from its finished tasks, of which cancelled ones do not count.
+# Sets the state of an agent according to its finished tasks, without the cancelled tasks.
 _SET_STATE = text("""
     WITH ended AS (
         SELECT id, finished_at, CASE WHEN error_type IS NULL THEN 'ok' ELSE 'broken' END AS state
@@ -77,12 +78,12 @@ _SET_STATE = text("""
 
 
 class InvalidExport(Exception):
-    """An invalid line; the message contains its number."""
+    """A line is invalid; the message contains its number."""
 
 
 @dataclass
 class ImportResult:
-    """The additions of an import, and the number of skipped tasks."""
+    """What an import added, and the number of tasks that already existed."""
 
     tasks: int = 0
     existing_tasks: int = 0
@@ -92,7 +93,7 @@ class ImportResult:
 
 
 def import_from(file: BinaryIO) -> ImportResult:
-    """Import the tasks that do not exist yet. Raises InvalidExport, with nothing changed."""
+    """Import an export. If a line is invalid, raises InvalidExport and changes nothing."""
     with transaction() as connection:
         importer = _Importer(connection)
         try:
@@ -118,33 +119,33 @@ def import_from(file: BinaryIO) -> ImportResult:
 
 @dataclass
 class _FileTask:
-    """A task of the file, and the state of its lines."""
+    """A task of the file, and the number and size of the log lines that were read so far."""
 
     fields: dict[str, Any]
-    number: int  # the number of its line in the file
-    is_new: bool  # whether the database does not have it yet
-    last: int  # number of the last line of its log
-    size: int = 0  # bytes of its log
+    number: int  # the number of the task's line in the file
+    is_new: bool  # whether the database does not contain the task yet
+    last: int  # the number of the last line of the log
+    size: int = 0  # the number of bytes of the log
     log_id: int | None = None
     open_questions: int = 0
 
 
 class _Importer:
-    """Writes lines, one after another, in an open transaction."""
+    """Writes the lines of an export to the database, one after another, in an open transaction."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.imported = ImportResult()
         self.number = 0  # the number of the line that is being added, or is invalid
-        self.changed_agents: set[tuple[str, str]] = set()  # user and ID, if they have new tasks
-        self.is_complete = False  # whether the last line was the end
+        self.changed_agents: set[tuple[str, str]] = set()  # user and ID of agents with new tasks
+        self.is_complete = False  # whether the last line was an `end` line
         self._users: dict[str, str] = {}  # IDs of users in the file -> in the database
         self._agents: set[tuple[str, str]] = set()  # user and ID
-        self._count = 0  # tasks of the file
+        self._count = 0  # the tasks of the file so far
         self._task: _FileTask | None = None  # the task to which the next lines can belong
 
     def add(self, line: bytes) -> None:
-        """Write a line. Raises ValidationError, Problem, ValueError and IntegrityError."""
+        """Add a line. Raises ValidationError, Problem, ValueError and IntegrityError."""
         self.number += 1
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
@@ -168,19 +169,19 @@ class _Importer:
         self._count = 0
 
     def _add_user(self, fields: dict[str, Any]) -> None:
-        """Users are matched by their names."""
+        """Add a user, unless a user with this name exists; the two then count as the same."""
         known_id = self._connection.scalar(select(User.id).where(User.name == fields["name"]))
         user_id = self._users[fields["id"]] = known_id or fields["id"]
         if known_id is None:
             self._insert(User, export_lines.user_rows.stored(fields))
-            # Exports have no secrets.
+            # An export contains no secrets.
             insert_secret(self._connection, user_id, clock.now())
             self.imported.users.append(fields["name"])
         for hook in fields["hooks"]:
             self._add_hook(user_id, hook)
 
     def _add_hook(self, user_id: str, fields: dict[str, Any]) -> None:
-        """An active hook becomes off: an import notifies nobody, and the token is missing."""
+        """Add a hook. An active hook is turned off, since an export does not contain its token."""
         hooks.check_target(fields["target"], fields["format"])
         if not self._is_new(Hook, fields["id"], user_id):
             return
@@ -225,7 +226,7 @@ class _Importer:
         }
         if key := _key(fields):
             of_key = Task.idempotency_key == key["idempotency_key"]
-            # An idempotency key that another task already uses is left out.
+            # An idempotency key that another task already uses is omitted.
             is_used = select(exists().where(Task.user_id == user_id, of_key))
             values |= {} if self._connection.scalar(is_used) else key
         self._insert(Task, values, own_timeout=fields["timeout"])
@@ -254,7 +255,7 @@ class _Importer:
             self._connection.execute(of_id.values(questions=open_json))
 
     def _add_delivery(self, fields: dict[str, Any], task: _FileTask) -> None:
-        """A pending delivery becomes cancelled: an import sends no webhook."""
+        """Add a delivery. A pending delivery is cancelled, since an import sends no webhook."""
         if not task.is_new:
             return
         is_pending = fields["state"] == terms.PENDING
@@ -272,7 +273,7 @@ class _Importer:
             self._insert(Attempt, export_lines.attempt_rows.stored(attempt) | of_delivery)
 
     def _add_log(self, fields: dict[str, Any], task: _FileTask) -> None:
-        """The next lines of the task; `first` is the number of the first one."""
+        """Add the next lines to the log of the task; `first` is the number of the first line."""
         if fields["first"] != task.last + 1:
             raise invalid({"first": [f"The next line of the log is {task.last + 1}."]})
         if task.is_new and task.log_id is None:
@@ -287,7 +288,7 @@ class _Importer:
                 self._insert(LogChunk, values | lines)
 
     def _add_void(self, fields: dict[str, Any], task: _FileTask) -> None:
-        """Remove the task before it: it was deleted, or is exported again below."""
+        """Remove the preceding task, which was deleted, or is exported again in the next lines."""
         self._count -= 1
         self._task = None
         if task.is_new:
@@ -297,14 +298,14 @@ class _Importer:
             self.imported.existing_tasks -= 1
 
     def _end_task(self) -> None:
-        """Check the log of the task whose lines have ended."""
+        """Check the log of a task after its last line."""
         task, self._task = self._task, None
         if task is None:
             return
         wrong = {}
         if task.last != task.fields["logCount"]:
             wrong["logCount"] = [f"The last line of the log is {task.last}."]
-        # Retention has removed the lines before `firstLog`, and their number of bytes is unknown.
+        # The lines before `firstLog` have been removed, and how many bytes they had is unknown.
         log_bytes = task.fields["logBytes"]
         if task.size > log_bytes or (task.size < log_bytes and task.fields["firstLog"] == 1):
             wrong["logBytes"] = [f"The log has {task.size} bytes."]

@@ -1,4 +1,4 @@
-"""Links with which everyone can look at one task, and those that answer one question."""
+"""Links that let anyone view a task, and links that let anyone answer a question."""
 
 import hmac
 import secrets
@@ -64,7 +64,7 @@ def list_all(caller: Caller, task_id: str) -> Sequence[LinkRow]:
 
 
 def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
-    """Delete a link to a task; pages and streams that use it end soon. Raises 404."""
+    """Delete a link to a task; pages and streams that use the link soon end. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         this_link = (Link.task_id == task_id, Link.id == link_id)
@@ -74,9 +74,9 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     return cast(LinkRow, require(link, "link"))
 
 
-# Answer links: each answers one question, once, without a key. They are not stored.
+# Answer links: each lets anyone answer one question, once, without a key. They are not stored.
 
-# A token contains the ID of the question, and a code of 128 bits that only this service can create.
+# A token contains the ID of the question and a code of 128 bits that only this service can create.
 _ID_BYTES, _CODE_BYTES = 16, 16
 
 _QUESTION = (
@@ -93,14 +93,14 @@ _QUESTION = (
     .join(Agent, is_of_agent)
     .where(
         Question.id == bindparam("question_id"),
-        # A link is valid for a week, while its question is open.
+        # A link is valid for a week, and only while its question is open.
         Question.asked_at > time_from_now(-7 * _DAY_SECONDS),
     )
 )
 
 
 def token_of(question_id: str) -> str:
-    """The token in the answer link of a question; it is always the same."""
+    """The token in the answer link of a question, which is always the same."""
     id_bytes = UUID(question_id).bytes
     key = str(current_app.config["SECRET_KEY"]).encode()
     code = hmac.digest(key, b"answer link " + id_bytes, "sha256")[:_CODE_BYTES]
@@ -108,7 +108,7 @@ def token_of(question_id: str) -> str:
 
 
 def find_question(token: str) -> QuestionRow:
-    """The open question of a token, with `task_name`, `agent_name` and its user. Raises 404."""
+    """The open question of a token, with its task, agent and user. Raises 404."""
     try:
         question_id = str(UUID(bytes=urlsafe_b64decode(f"{token}==")[:_ID_BYTES]))
     except ValueError:
@@ -128,9 +128,10 @@ def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -
 
 
 def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and form of each answer to a question whose only field has 1 to 3 choices, else none.
+    """The label and the form data of each answer, if the question has a field of 1 to 3 choices.
 
-    Next to a required field, optional ones do not count: an answer can be without them.
+    The result is empty unless this field is the only field, or the only required field: an answer
+    can omit optional fields.
     """
     fields = schema["properties"]
     names = list(fields) if len(fields) == 1 else schema.get("required", [])

@@ -1,4 +1,4 @@
-"""Reads of many tasks: whole lists, pages, the rows of a table, and counts."""
+"""Reads many tasks: whole lists, pages, the rows of a table, and counts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -56,7 +56,7 @@ from taskservice.terms import (
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
-# Each label of a selection is a separate filter, and all must match.
+# Each label of a selection is a separate filter, and all of them must match.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 _CALLBACKS = {f"callback_{state}": state for state in (PENDING, FAILED)}
 _is_asking = and_(IS_ASKING, exists(select(1).where(Question.task_id == Task.id, can_be_answered)))
@@ -68,10 +68,10 @@ WAITING = "waiting"
 IS_WAITING: Any = text(
     "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
 )
-# Filter -> its condition.
+# The condition of each filter.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
-    # Together with `tasks_of_user` the same as `visible_tasks`, whose OR would prevent SQLite from
-    # using the index of an agent.
+    # With `tasks_of_user`, this is equivalent to `visible_tasks`, whose OR would prevent SQLite
+    # from using the index of an agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agentId": Task.agent_id == bindparam("agentId"),
     "errorType": Task.error_type == bindparam("errorType"),
@@ -95,19 +95,19 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     },
     **{name: exists(_label.where(TaskLabel.label == bindparam(name))) for name in LABELS},
 }
-# The names of the given filters; a statement is compiled once for each set of them.
+# The names of the given filters; a statement is compiled once for each set of names.
 Filters: TypeAlias = frozenset[str]
-# The filters with an index in the order of creation; the most selective first.
+# The filters that have an index in the order of creation, the most selective first.
 _IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
-# The maximum number of tasks that are read by their IDs, and sorted, for one page.
+# The maximum number of tasks that are read by their IDs and sorted for one page.
 MAX_CANDIDATES = 5_000
 _user_id = bindparam("user_id", type_=Identifier)
 _deliveries = select(Delivery.task_id).where(
     Delivery.user_id == _user_id, Delivery.hook_id.is_(None)
 )
 _labels = select(TaskLabel.task_id).where(TaskLabel.user_id == _user_id)
-# Filter -> the tasks that match it, from an index. The states of callbacks are written as in the
-# conditions of the indexes, so that the database uses them.
+# For each of these filters, a SELECT of the matching tasks that uses an index. The states of
+# callbacks are written as in the conditions of the indexes, so that the database uses the indexes.
 _SETS: dict[str, AnySelect] = {
     **{
         name: select(Task.id).where(tasks_of_user, CONDITIONS[name])
@@ -122,13 +122,13 @@ _SETS: dict[str, AnySelect] = {
 
 
 def _by_name_statement(ids_by_name: Any, aggregate: Any) -> Statement[AnyRow]:
-    """The `size` of a set, counted up to a limit, and its `ids`, as one value."""
+    """Selects the `size` of a set, counted up to a limit, and its `ids`, as one value."""
     ids = select(ids_by_name.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
     return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
 
 
-# Dialect -> the tasks whose names may match, and the condition that a task is one of these
-# `candidates`: row numbers on SQLite, IDs on PostgreSQL.
+# For each dialect, a statement that selects the tasks whose names may match, and the condition that
+# a task is among these `candidates`, which are row numbers on SQLite and IDs on PostgreSQL.
 _BY_NAME = {
     "sqlite": (
         _by_name_statement(name_index.CANDIDATES, func.json_group_array),
@@ -144,7 +144,7 @@ _BY_NAME = {
 
 
 class Selection(NamedTuple):
-    """The filters and the order of a list, as in FilterQuerySchema; the bounds are exclusive."""
+    """The filters and the order of a list, as in FilterQuerySchema; time bounds are exclusive."""
 
     status: str | None = None
     errorType: str | None = None
@@ -166,7 +166,7 @@ class Selection(NamedTuple):
 
 
 def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
-    """Parameter -> value, including the given filters; True for filters without a value."""
+    """The parameters of a list's SQL, by name; a filter without a value is True if it is set."""
     values = selection._asdict() | {
         "user_id": caller.user_id,
         "own_agent_id": caller.agent_id,
@@ -188,23 +188,25 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 
 def _conditions(filters: Filters, by_index: Filters) -> list[ColumnElement[bool]]:
-    """The conditions of these filters; SQLite may use an index only for those in `by_index`."""
-    # Without statistics, SQLite would often prefer another index to the one in the list's order.
+    """The conditions of these filters; SQLite may use an index only for filters in `by_index`."""
+    # Without statistics, SQLite would often prefer another index to the index in the list's order.
     searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
     checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
     return [tasks_of_user, *searched, *([unindexed(checked)] if checked else [])]
 
 
 def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
-    """All of `conditions`, in a form for which SQLite uses no index."""
+    """All of `conditions`, in a form that prevents SQLite from using an index for them."""
     return and_(*conditions).is_(true())
 
 
-# How many tasks are checked against the filters: first a few, which is enough if many match. If
-# MAX_SEARCHED more are not enough either, the page ends, and the next page continues from there.
+# How many tasks are checked against the filters. First, FIRST_SEARCHED tasks are checked, which is
+# enough if many match. If MAX_SEARCHED further tasks are not enough either, the page ends, and the
+# next page continues from there.
 FIRST_SEARCHED = 500
 MAX_SEARCHED = 20_000
-# Maximum numbers of one read: of tasks, of up to 100 kB each, and of positions for a whole list.
+# The maximum number of tasks that one read returns, of up to 100 kB each, and the maximum number of
+# positions in a read for a whole list.
 TASKS_PER_READ = 100
 POSITIONS_PER_READ = 1_000
 # The number of compiled statements of each kind that are cached.
@@ -214,17 +216,17 @@ STATEMENTS = 256
 class Position(NamedTuple):
     """The position of one task in a list; a cursor is the position of a page's last task."""
 
-    # The task's `created_at`; `finished_at` if the list is sorted by it.
+    # The task's `created_at`, or its `finished_at` in a list that is sorted by this time.
     time: str
     id: str
 
 
-# Positions in a list, and the last of them if there may be more.
+# Positions in a list, and the position at which to continue if there may be more.
 Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """The parameters of a list's SQL; without candidates, an index in its order is read."""
+    """What a list's SQL depends on; without candidates, the index in the list's order is read."""
 
     filters: Filters
     sort: str
@@ -234,22 +236,23 @@ class Scan(NamedTuple):
 class TaskList:
     """The tasks of a selection that the caller may see, in its order.
 
-    Each part is a separate read, so that a slow reader holds no transaction. A task that was
-    deleted or no longer matches the selection is left out.
+    Each part of the list is a separate read, so that a slow reader holds no transaction open. A
+    task that was deleted or no longer matches the selection is omitted.
     """
 
     def __init__(self, caller: Caller, selection: Selection) -> None:
         self._sort = selection.sort
         self.values = _parameters(caller, selection)
         self._all_filters = frozenset(CONDITIONS.keys() & self.values.keys())
-        # One filter bounds the part of the index in this order; `filters` are the others.
+        # The filter by the time of the sort order bounds the part of the index that is read. All
+        # other filters are in `filters`.
         bounded = "finished" if self._sort == BY_END else "created"
         self.filters = self._all_filters - {bounded}
         lowest = Position(self.values[f"{bounded}After"], HIGHEST_ID)
         highest = Position(self.values.get(f"{bounded}Before", LATEST), clock.LOWEST_ID)
         is_newest_first = self._sort == NEWEST_FIRST
         self._start, self._end = (highest, lowest) if is_newest_first else (lowest, highest)
-        # Whether the index in this order covers all filters, so that each task read is listed.
+        # Whether the index in this order covers all filters, so that every task it yields matches.
         self._is_indexed = self.filters <= _indexed_filters(self.filters, self._sort)
 
     def all(self, shape: Shape) -> Iterator[Sequence[TaskRow]]:
@@ -270,7 +273,7 @@ class TaskList:
     def page(
         self, after: Position | None, limit: int, shape: Shape
     ) -> tuple[Iterator[Sequence[TaskRow]], Position | None]:
-        """The next `limit` tasks, in parts, and the end of the page if there may be more."""
+        """The next `limit` tasks, in parts, and the end of the page if more tasks may follow."""
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
             return self._tasks_at(positions, shape), end
@@ -288,7 +291,7 @@ class TaskList:
             count = types.next_limit(len(ids), _size(rows), TASKS_PER_READ)
 
     def _parts(self, rows: Sequence[TaskRow], shape: Shape) -> Iterator[Sequence[TaskRow]]:
-        """The same tasks; each large one is read again, alone."""
+        """The same tasks in parts; each large task is read again, in a separate part."""
         for is_small, group in groupby(rows, lambda row: row.json is not None):
             if is_small:
                 yield list(group)
@@ -297,13 +300,13 @@ class TaskList:
                 yield from (self.read([str(UUID(row.id))], statement) for row in group)
 
     def read(self, ids: Sequence[str], make_statement: Callable[[Filters], Any]) -> list[Any]:
-        """The tasks with these IDs, in this order, by a statement whose WHERE is `still_match`."""
+        """The tasks with these IDs, in this order; the WHERE of the statement is `still_match`."""
         statement = make_statement(self._all_filters)
         rows = {row.id: row for row in read_all(statement, **self.values, task_ids=ids)}
         return [rows[task_id] for task_id in ids if task_id in rows]
 
     def positions(self, after: Position | None, limit: int) -> Positions:
-        """The next `limit` positions; fewer at the end of the list, or if the search stopped."""
+        """The next `limit` positions, or fewer if the list ended or the search stopped."""
         if self._sort == BY_END and self.values.get("status") == RUNNING:
             # A search for the next task would read all finished tasks.
             return [], None
@@ -333,7 +336,10 @@ class TaskList:
         return positions, after
 
     def longest(self, count: int) -> Positions:
-        """The longest runs of the newest MAX_SEARCHED tasks, or of candidates; no page follows."""
+        """The longest runs among the newest MAX_SEARCHED tasks, or among few candidates.
+
+        The second value is not None if older tasks were not searched.
+        """
         rows, end = self.newest(_runs_statement, MAX_SEARCHED)
         now = database_time()
         longest = nlargest(
@@ -344,14 +350,17 @@ class TaskList:
     def newest(
         self, make_statement: Callable[[Scan], Statement[Any]], maximum: int
     ) -> tuple[list[Any], Position | None]:
-        """The rows for few candidates, or for the newest `maximum` tasks, and where these end."""
+        """The rows of few candidates, or of the newest `maximum` tasks.
+
+        The second value is the position at which the search ended, if older tasks remain.
+        """
         candidate_set = self._smallest_set()
         end = None if candidate_set else self.position(None, maximum + 1)
         return self.run(make_statement, None, end, candidate_set), end
 
     def position(self, after: Position | None, number: int) -> Position | None:
-        """The position `number` tasks later in the index in this order, if there is one."""
-        # A search determines its end before it starts: otherwise a deletion in between would move
+        """The position `number` tasks after a position in the index, if there are as many tasks."""
+        # A search determines its end before it starts. Otherwise a deletion in between would move
         # the end, and a task would be skipped.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
         return Position(*rows[0]) if rows else None
@@ -375,7 +384,7 @@ class TaskList:
         **values: Any,
     ) -> list[Any]:
         """The rows of the statement for tasks from `after`, exclusive, to `end`, inclusive."""
-        # A cursor may be one of another list.
+        # The cursor may come from a list with other filters.
         further = min if self._sort == NEWEST_FIRST else max
         after, end = further(after or self._start, self._start), end or self._end
         values |= {"after_time": after.time, "after_id": after.id}
@@ -396,7 +405,7 @@ class TaskList:
                     name = connection.dialect.name
                     patterns = {"trigrams": trigrams, "name_pattern": name_index.like_pattern(part)}
                     [named] = _BY_NAME[name][0].all(connection, **patterns, maximum=maximum)
-                    # Stored, since searching names again is slow.
+                    # The IDs are stored, since searching names again is slow.
                     sizes[name], self.values["candidates"] = named.size, named.ids or []
         smallest = min(sizes, key=sizes.__getitem__, default=None)
         return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
@@ -407,7 +416,7 @@ def _size(rows: Sequence[TaskRow]) -> int:
 
 
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
-    """The IDs, at most two, of tasks that begin with these hexadecimal digits (without hyphens)."""
+    """At most two IDs of tasks that begin with these hexadecimal digits, without hyphens."""
     is_between = Task.id.between(digits.ljust(32, "0"), digits.ljust(32, "f"))
     ids = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
     return [row.id for row in read_all(ids, **caller.scope)]
@@ -424,7 +433,7 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """Task ID -> the `count` of its children, up to a limit, and how many of these `failed`."""
+    """The `count` of each task's children, up to a limit, and the number that `failed`, by ID."""
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
 
@@ -448,14 +457,14 @@ _CHILDREN = Statement[AnyRow](
 
 
 def _indexed_filters(filters: Filters, sort: str) -> Filters:
-    """The filter that the index in this order covers: it skips the tasks that do not match."""
+    """The filter, if any, that the index in this order covers, so that only matches are read."""
     names = () if sort == BY_END else _IN_AN_INDEX
     return frozenset([name for name in names if name in filters][:1])
 
 
 @lru_cache(maxsize=STATEMENTS)
 def _sizes_statement(names: Filters) -> Statement[AnyRow]:
-    """The size of each of these sets, counted up to a limit."""
+    """Selects the size of each of these sets, counted up to a limit."""
     sizes = []
     for name in names:
         limited = _SETS[name].limit(bindparam("maximum")).subquery()
@@ -476,7 +485,7 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
-    # The ID is as the database stores it, since few are used.
+    # The ID is in the form that the database stores, since few of the IDs are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     statement = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
     return Statement(statement.limit(bindparam("count")))
@@ -489,14 +498,14 @@ def _runs_statement(scan: Scan) -> Statement[AnyRow]:
 
 
 def in_order(scan: Scan, *conditions: ColumnElement[bool]) -> Any:
-    """SELECT the positions of the tasks that also match `more`, in their order."""
+    """A SELECT of the positions of the tasks that match `scan` and `conditions`, in list order."""
     column = _sort_column(scan.sort)
     order = (column.desc(), Task.id.desc()) if scan.sort == NEWEST_FIRST else (column, Task.id)
     return select(column, Task.id).where(*_conditions_of(scan), *conditions).order_by(*order)
 
 
 def _conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
-    """The conditions of a list, so that SQLite reads the index of its order, or the candidates."""
+    """The conditions of a list; SQLite reads the index in its order, or the candidates."""
     after, end = (
         tuple_(
             bindparam(f"{name}_time", type_=Timestamp()), bindparam(f"{name}_id", type_=Identifier)
@@ -519,16 +528,16 @@ def _sort_column(sort: str) -> Any:
     return Task.finished_at if sort == BY_END else Task.created_at
 
 
-# Tasks as JSON that the database writes: Python would make lists much slower.
+# The database writes tasks as JSON; writing it in Python would make lists much slower.
 
-# A task above one of these limits is read separately: the size of its log in bytes; the length of
-# its input, output or error message in characters.
+# A task that exceeds one of these limits is read separately. They limit the size of its log in
+# bytes, and the length of its input, output or error message in characters.
 MAX_LOG_BYTES = 8 * 1024
 MAX_TEXT_LENGTH = 4 * 1024
 
 
 def _listed_columns(shape: Shape) -> list[Any]:
-    """The columns of a list: a task's JSON, and the IDs of the objects that `shape` embeds."""
+    """The columns of a list: a task's JSON, and the IDs of the objects that `shape` expands."""
     text = _task_as_json(shape.schema).label("json")
     return [Task.user_id, Task.agent_id, text] if shape.expand else [text]
 
@@ -544,7 +553,7 @@ def _task_as_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
 
 
 def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str, Any, Any]:
-    """The JSON of a field with one `%s`, the SQL that replaces this, and whether it is small."""
+    """The JSON of a field with one `%s`, the SQL of its value, and whether the value is small."""
     if isinstance(field, Lines):
         lines = case((Task.first_log <= Task.log_count, _LINES))
         return "[%s]", lines, Task.log_bytes <= MAX_LOG_BYTES
@@ -556,7 +565,7 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
     if isinstance(field, StoredJson):
         return "%s", column, func.length(column) <= MAX_TEXT_LENGTH
     if isinstance(field, OpenQuestions):
-        # Python decides whether they are still open.
+        # Python decides whether the questions are still open.
         return "%s", column, column == NO_QUESTIONS
     if isinstance(field, fields.Integer):
         return "%s", column, true()
@@ -577,9 +586,9 @@ _ERROR = types.formatted(
     types.json_string(Task.error_type),
     types.json_string(Task.error_message),
 )
-# All lines become one JSON string, in which each `\n` is then replaced by the border between two
-# strings. Before that, each `\\` is replaced by `\1`, which JSON does not contain: `\\n` is not a
-# line feed.
+# All lines become one JSON string, in which each `\n` is then replaced by the boundary between two
+# strings. Before that, each `\\` is replaced by the character U+0001, which JSON does not contain,
+# since the `\n` in `\\n` is not a line feed.
 _STRING = types.json_string(TEXT_OF_LOG)
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
@@ -597,7 +606,7 @@ def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
-    # Without the texts of up to a megabyte that this shape does not contain.
+    # Omits texts of up to a megabyte that this shape does not contain.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
     return Statement(with_log_id([*columns, null().label("json")]).where(*still_match(filters)))
@@ -614,10 +623,10 @@ def _summaries_statement(filters: Filters) -> Statement[TaskRow]:
     return Statement(select(*columns, start, asks, names).where(*still_match(filters)))
 
 
-# How many of the newest tasks are checked against the filters and counted.
+# The maximum number of tasks, the newest, that are checked against the filters and counted.
 MAX_COUNTED = 5_000
 CLAIMED = "claimed"
-# A status, an error's type, whether an agent has claimed a task, or it hangs -> its condition.
+# The condition of each state: a status, an error type, or waiting, claimed or hanging.
 STATES: dict[str, ColumnElement[bool]] = {
     **{status: Task.status == status for status in STATUSES},
     WAITING: IS_WAITING,
@@ -630,11 +639,11 @@ STATES: dict[str, ColumnElement[bool]] = {
 def count_by_state(
     caller: Caller, selection: Selection, maximum: int
 ) -> tuple[dict[str, int], bool]:
-    """State -> the number of tasks in it, without the selection's own filter by state.
+    """The number of tasks in each state; the selection's filters by state are ignored.
 
-    If an index covers the filters, a count stops at `maximum`; claimed tasks are counted among
-    `maximum` running ones. Other filters are applied to the newest MAX_COUNTED tasks, or to a set
-    of candidates; the second value is whether these are all.
+    Without other filters, each count stops at `maximum`, and claimed tasks are counted among
+    `maximum` running tasks. Other filters are applied to the newest MAX_COUNTED tasks, or to few
+    candidates. The second value is false if older tasks were not counted.
     """
     of_all_states = selection._replace(
         status=None, errorType=None, claimed=None, hanging=None, sort=NEWEST_FIRST
@@ -648,9 +657,9 @@ def count_by_state(
 
 
 def _limited_count(state: str) -> Any:
-    # The index of waiting tasks is not ordered by creation over all agents.
+    # The index of waiting tasks is ordered by agent first, and not by creation alone.
     created = CONDITIONS["created"] if state != WAITING else unindexed([CONDITIONS["created"]])
-    # No index contains claimed tasks only: they are counted among the running ones.
+    # No index contains only claimed tasks, so they are counted among the running tasks.
     counted, among = (Task.claimed_at, RUNNING) if state == CLAIMED else (Task.id, state)
     is_found = STATES[among]
     rows = select(counted).where(tasks_of_user, created, is_found).limit(bindparam("maximum"))

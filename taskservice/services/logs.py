@@ -1,4 +1,4 @@
-"""Logs: read in parts of bounded size, and appended to, once and in order."""
+"""Reads logs in parts of bounded size, and appends lines to them, each once and in order."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -33,9 +33,9 @@ from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
 
-# A line, and the time at which its agent printed it; None if that is unknown.
+# A line and the time at which the agent printed it, which is None if it is unknown.
 TimedLine: TypeAlias = tuple[str, str | None]
-# A log of at most this many bytes is read together with its task, by a GET of this task.
+# A log of at most this many bytes is read in the same statement as its task.
 SMALL_LOG = 64 * 1024
 
 _CHUNKS_OF_TASK = (
@@ -70,7 +70,7 @@ _of_log = (
 _is_after, _is_until = LogChunk.last > bindparam("after"), LogChunk.last <= bindparam("until")
 _CHUNKS = Statement[Any](_of_log.where(_is_after).order_by(LogChunk.last))
 _LAST_CHUNKS = Statement[Any](_of_log.where(_is_until).order_by(LogChunk.last.desc()))
-# How many of the last characters and lines of a log `ends` reads.
+# The number of characters, and of lines, that `ends` reads from the end of a log.
 MAX_END = 8_000
 END_LINES = 100
 _LENGTH = func.length(LogChunk.text)
@@ -85,7 +85,7 @@ _ENDS = Statement[AnyRow](
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
-    """At most `maximum` lines after number `after`, or a megabyte. Raises LogDropped."""
+    """At most `maximum` lines after line `after`, or about a megabyte. Raises LogDropped."""
     lines: list[TimedLine] = []
     for page in pages(row, after, maximum):
         lines += page.timed_lines()
@@ -95,7 +95,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
 
 
 class Page(NamedTuple):
-    """Lines `after + 1` to at most `until` out of consecutive chunks."""
+    """The lines from `after + 1` to at most `until` of consecutive chunks."""
 
     chunks: Sequence[Any]
     after: int
@@ -123,14 +123,14 @@ def times_of(chunk: Any) -> list[str | None]:
 
 
 def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
-    """At most `count` lines of a task after number `after`, in pages of about a megabyte.
+    """At most `count` lines of a task after line `after`, in pages of about a megabyte.
 
-    Each page is a separate read. Lines that arrived after `row` was read are left out. Raises
-    LogDropped if some are dropped while they are read.
+    Each page is a separate read. Lines that arrived after `row` was read are omitted. Raises
+    LogDropped if lines are dropped while the log is read.
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    # At most one row for each remaining line, since each row has a line or more.
+    # At most one row for each remaining line, since each row contains at least one line.
     limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
@@ -175,7 +175,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
-    """The chunks of a log's end, then of its start, of about `size` bytes. Raises LogDropped."""
+    """The chunks of the last `size` bytes of a log, and then of the first. Raises LogDropped."""
     until, remaining = row.log_count, size
     for chunk in _chunks_from_end(row):
         yield chunk
@@ -192,7 +192,7 @@ def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
 
 
 def _chunks_from_end(row: TaskRow) -> Iterator[Any]:
-    """The chunks of a log, the last one first. Raises LogDropped."""
+    """The chunks of a log, the last chunk first. Raises LogDropped."""
     until, limit = row.log_count, 8
     while until >= row.first_log:
         chunks = read_all(_LAST_CHUNKS, log_id=row.log_id, until=until, limit=limit)
@@ -212,7 +212,7 @@ def _line_count(chunks: Sequence[Any]) -> int:
 
 
 def ends(task_ids: Collection[str]) -> dict[str, str]:
-    """Task ID -> the end of its log; tasks without lines are left out."""
+    """The end of each task's log, by task ID; tasks without lines are omitted."""
     texts: dict[str, list[str]] = {}
     for row in read_all(_ENDS, task_ids=list(task_ids)) if task_ids else ():
         texts.setdefault(row.id, []).append(row.text)
@@ -221,16 +221,16 @@ def ends(task_ids: Collection[str]) -> dict[str, str]:
 
 # Splits new lines into chunks of bounded size, without an object for each line.
 
-# Small, since a chunk is read whole, even for one of its lines.
+# Chunks are small, since a whole chunk is read even for a single line.
 CHUNK_BYTES = 64 * 1024
 CHUNK_LINES = 4_096
-# After many small chunks, this many may be large: 16 MiB.
+# The maximum number of chunks in a read after one of small chunks: if all are large, 16 MiB.
 CHUNKS_PER_READ = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` lines of `size` bytes with their line feeds; without `times`, their time is now."""
+    """`count` lines of `size` bytes, including line feeds; without `times`, their time is now."""
 
     text: str
     count: int
@@ -239,19 +239,19 @@ class Chunk:
 
 
 def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
-    """The lines of a text: each ends at a line feed, which the last one may lack.
+    """The chunks of a text, in which each line ends with a line feed, except perhaps the last line.
 
-    One carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
-    the time of all lines in milliseconds. Raises 422 for a line that is too long.
+    A carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
+    the time of all lines, in milliseconds. Raises 422 for a line that is too long.
     """
-    # A line feed is never part of a longer character, even in invalid UTF-8.
+    # In UTF-8, a line feed is never part of a longer character, even if the text is invalid.
     texts = (piece.decode(errors="replace") for piece in _pieces(data))
     lines = (text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts)
     return _chunks(lines, [] if at is None else [(0, at)])
 
 
 def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
-    """The lines of strings without NUL; `at` is one time, or one for each. Raises 422."""
+    """The chunks of strings without NUL; `at` is a time, or a time for each string. Raises 422."""
     times: clock.Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
         if len(at) != len(strings):
@@ -264,12 +264,12 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
     if text.count("\n") >= len(strings):
         # Some strings contain line feeds.
         text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
-    # The last line also gets a line feed, so that it counts if it is empty.
+    # The last line also gets a line feed, so that it counts even if it is empty.
     return _chunks((piece.decode() for piece in _pieces(f"{text}\n".encode())), times)
 
 
 def _part(times: clock.Times, first: int, count: int) -> clock.Times:
-    """The times of `count` lines from line `first` on, which becomes line 0."""
+    """The times of `count` lines from line `first` on; this line becomes line 0."""
     start = bisect_right(times, first, key=itemgetter(0)) - 1
     end = bisect_left(times, first + count, key=itemgetter(0))
     return [(max(line - first, 0), time) for line, time in times[start:end]]
@@ -287,12 +287,12 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Pieces of whole lines: each has at most the size of a chunk, or is one longer line."""
+    """Pieces of whole lines; a piece is larger than a chunk only if it is a single line."""
     start = 0
     while start < len(data):
         limit, end = start + CHUNK_BYTES, len(data)
         if limit < end:
-            # At the last line feed before the limit, or else at the first one after it.
+            # The piece ends at the last line feed before the limit, or else at the first after it.
             end = data.rfind(b"\n", start, limit) + 1 or data.find(b"\n", limit) + 1 or end
         if data.count(b"\n", start, end) >= CHUNK_LINES:
             end -= len(data[start:end].split(b"\n", CHUNK_LINES)[CHUNK_LINES])
@@ -301,7 +301,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _chunks(texts: Iterable[str], times: clock.Times) -> list[Chunk]:
-    """The chunks of these texts of whole lines. Raises 422 for lines that are too long."""
+    """The chunks of texts that consist of whole lines. Raises 422 for lines that are too long."""
     chunks, first, too_long = [], 0, list[str]()
     for text in texts:
         text = text.removesuffix("\n")
@@ -324,10 +324,10 @@ _TASK_AND_SEQ = Statement[Any](
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
 )
-# With `Task.id` SQLAlchemy would write `id` alone after RETURNING, which would be the log's.
+# After RETURNING, SQLAlchemy would write `Task.id` as `id`, which would be the ID of the log here.
 _own_log = select(Log.id).where(Log.task_id == literal_column("tasks.id"))
 _LOG_ID = _own_log.scalar_subquery().label("log_id")
-# Tasks whose agent may still append: they are running, or ended by timeout.
+# Tasks to which an agent may append lines: those that are running, or have timed out.
 _accepts_lines = or_(Task.status == terms.RUNNING, Task.error_type == terms.TIMEOUT)
 _UPDATE = (
     update(Task)
@@ -351,7 +351,8 @@ _ADD_LINES = Statement[TaskRow](
 )
 _ADD_TO_WRITER = Statement[Any](
     update(LogWriter)
-    # Not `writer`: SQLAlchemy reserves the names of columns for the values that an UPDATE sets.
+    # The parameter is not named `writer`, since SQLAlchemy reserves the names of columns for the
+    # values that an UPDATE sets.
     .where(LogWriter.task_id == bindparam("of_task_id"), LogWriter.writer == bindparam("of_writer"))
     .values(seq=LogWriter.seq + bindparam("lines"))
     .returning(LogWriter.seq)
@@ -368,11 +369,12 @@ _NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text
 def append(
     caller: Caller, task_id: str, sent: Sequence[Chunk], seq: int | None, writer: str
 ) -> tuple[int, str]:
-    """Append lines to a task's log; returns its line count and the task's status.
+    """Append lines to a task's log; returns the number of lines and the task's status.
 
-    `seq` is the number of the first line sent, which each `writer` counts from 1; lines already
-    stored are skipped. The default writer's name is empty. An append without lines is a heartbeat.
-    Raises 404, 409 for a gap or a finished task, 413 for a full log, 422 for too many writers.
+    `seq` is the number of the first line in `sent`; each `writer` counts its lines from 1. Lines
+    that are already stored are skipped. The default writer's name is empty. An append without lines
+    is a heartbeat. Raises 404, 409 for a gap or a finished task, 413 for a full log, and 422 for
+    too many writers.
     """
     this_task = {"task_id": task_id, **caller.scope}
     with transaction() as connection:
@@ -399,7 +401,7 @@ def append(
 
 
 def _not_stored(task: Any, sent: Sequence[Chunk], seq: int, writer: str) -> Sequence[Chunk]:
-    """The lines sent that `writer` has not sent before. Raises 409."""
+    """Those lines of `sent` that `writer` has not sent before. Raises 409."""
     _require_open(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
@@ -424,16 +426,18 @@ def _add_to_writer(connection: Connection, task: TaskRow, writer: str, lines: in
 
 
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> None:
-    """Store chunks, whose lines the task already counts, in its log; create the log if needed."""
+    """Store chunks in a task's log, which is created if needed; `log_count` already counts them."""
     last = task.log_count - _line_count(chunks)
-    # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task.
-    # During the wait, retention may have dropped the log, or another request may have created it.
+    # On PostgreSQL, RETURNING reads other tables as they were before the UPDATE waited for the
+    # task. During the wait, retention may have dropped the log, or another request may have created
+    # it.
     log_id = (
         (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
-    # Times are between the task's start or claim and now. The clock may have been set back since.
+    # Times are limited to the period from the task's start, or an earlier claim, until now. The
+    # clock may have been set back since the start.
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:

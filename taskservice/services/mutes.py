@@ -1,4 +1,4 @@
-"""Muted agents: people are notified only at the end, of states that began and still hold."""
+"""Mutes agents. When a mute ends, people are notified of states that began in it and still hold."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -40,7 +40,7 @@ _THIS = _AGENTS.where(*this_agent).with_for_update(key_share=True)
 _ENDED = (
     _AGENTS.where(Agent.muted_until <= bindparam("now"))
     .limit(BATCH)
-    # A locked agent is being changed: the next round finds it.
+    # An agent whose row is locked is being changed and is skipped; the next round considers it.
     .with_for_update(key_share=True, skip_locked=True)
 )
 _HANGING = Statement[TaskRow](
@@ -67,7 +67,7 @@ _UNTOLD: AnySelect = (
 
 
 def of_user(caller: Caller) -> dict[str, AgentRow]:
-    """Agent ID -> `muted_until` and `muted_by`, of the agents of the user that are muted."""
+    """The user's muted agents by ID, each with `muted_until` and `muted_by`."""
     return {agent.id: agent for agent in read_all(events.MUTED, user_id=caller.user_id)}
 
 
@@ -78,14 +78,14 @@ def sentence(agent: AgentRow) -> str:
 
 
 def change(connection: Connection, caller: Caller, agent_id: str, until: str | None) -> None:
-    """Mute an agent until a time; None ends this. Raises 422."""
+    """Mute an agent until a time, or end its mute if `until` is None. Raises 422."""
     ids = {"of_user_id": caller.user_id, "of_agent_id": agent_id}
     agent = connection.execute(_THIS, ids).one()
     if until is None:
         if agent.muted_at is not None:
             _end(connection, [agent])
         return
-    # Read while the agent is locked, like the times of its other states.
+    # The time is read while the agent is locked, as for the agent's other states.
     now = current_time(connection)
     if not now < until <= clock.moved(now, terms.MAX_MUTE_DAYS * DAY_SECONDS):
         raise invalid({"mutedUntil": [f"Must be within the next {terms.MAX_MUTE_DAYS} days."]})
@@ -100,7 +100,7 @@ def change(connection: Connection, caller: Caller, agent_id: str, until: str | N
 
 
 def end_due(now: str) -> bool:
-    """End the mutes whose time has passed; returns whether there may be more."""
+    """End a batch of mutes whose time has passed; returns whether more may remain."""
     with transaction() as connection:
         agents = sorted(connection.execute(_ENDED, {"now": now}).all(), key=itemgetter(0, 1))
         _end(connection, agents)
@@ -117,7 +117,7 @@ def _end(connection: Connection, agents: Sequence[Any]) -> None:
 
 
 def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEvent]:
-    """The states of an agent that began during its mute, and still hold."""
+    """Events for the states of an agent that began during its mute and still hold."""
     ids: dict[str, Any] = {"user_id": agent.user_id, "agent_id": agent.id}
     if not events.has_stream(connection, agent.user_id):
         return
@@ -134,7 +134,7 @@ def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEv
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let mutes that began after `ahead` begin now, with the same length."""
+    """Let mutes that began after `ahead` begin now and last as long as before."""
     begun = select(Agent.user_id, Agent.id, Agent.muted_at, Agent.muted_until)
     for agent in read_all(begun.where(Agent.muted_at > ahead)):
         seconds = clock.seconds_between(agent.muted_at, agent.muted_until)

@@ -1,4 +1,4 @@
-"""The runs that a task is compared with: the previous and the next one, and the last good one."""
+"""The runs with which a task is compared: the previous, the next, and the last successful run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from taskservice.terms import COMPLETE
 
 # The maximum number of runs of the agent that are searched.
 SEARCHED = 500
-# The number of good runs whose labels are compared.
+# The maximum number of complete runs whose labels are compared.
 MAX_GOOD = 100
 
 _has_same_name = Task.name == bindparam("name")
@@ -28,10 +28,10 @@ _is_on_same_level = Task.parent_id.is_not(None) == bindparam("is_child")
 def _nearest(
     order: Sequence[Any], is_beyond: Any, *only: ColumnElement[bool], is_before: bool
 ) -> AnySelect:
-    """The runs of the same kind on one side of a task in this order, the nearest first."""
+    """Selects similar runs before or after a task in this order, the nearest run first."""
     first = order[0]
     in_order = [column.desc() if is_before else column for column in order]
-    # Where the search ends, from the index alone.
+    # The time at which the search ends is read from the index alone.
     last = select(first).where(*of_this_agent, is_beyond).order_by(*in_order).limit(1)
     end = func.coalesce(
         last.offset(bindparam("skipped")).scalar_subquery(),
@@ -69,7 +69,10 @@ def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
 
 
 def last_good_run(task: TaskRow) -> TaskRow | None:
-    """The complete run before a task with the most equal labels; of several, the latest."""
+    """The run that completed before a task and has the most labels in common with it.
+
+    If several runs have equally many, this is the latest of them.
+    """
     labels = _labels(task)
     return max(
         read_all(_GOOD, **_like(task)),

@@ -1,4 +1,4 @@
-"""The lines of a log that another log does not have, apart from numbers, times and IDs."""
+"""Finds the lines of a log that another log lacks; differences in numbers and IDs are ignored."""
 
 import re
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ from taskservice.services import logs, neighbours, tasks
 from taskservice.services.search import MAX_SHOWN_LINE, slots
 
 MAX_NEW_LINES = 200
-# A comparison reads this much of the start of each log, and of its end, in at most this time.
+# A comparison reads up to this many bytes of the start and of the end of each log, for at most this
+# many seconds.
 COMPARED_BYTES = 8 * 1024 * 1024
 COMPARED_SECONDS = 1.8
 
 
 def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
-    """The new lines of a task, by default since the last good run. Raises 404 and 503."""
+    """The lines of a task that another run lacks, by default the last good run. Raises 404, 503."""
     task = tasks.get(caller, task_id)
     if against_id is None:
         good = neighbours.last_good_run(task)
@@ -31,7 +32,7 @@ def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str,
 
 
 def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
-    """The lines of `task` that `good` does not have, as JSON. Raises 503."""
+    """The log lines of `task` that `good` lacks, as JSON. Raises 503."""
     is_cut = max(task.log_bytes, good.log_bytes) > 2 * COMPARED_BYTES
     known, lines = set[bytes](), list[dict[str, Any]]()
     with slots.hold(task.user_id):
@@ -47,14 +48,14 @@ def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
                 is_cut |= is_late
                 break
     lines.sort(key=itemgetter("line"))
-    # The error is at the end.
+    # The last lines are shown, since an error is usually at the end.
     shown, is_cut = lines[-MAX_NEW_LINES:], is_cut or len(lines) > MAX_NEW_LINES
     against = {"id": good.id, "finishedAt": good.finished_at}
     return {"against": against, "lines": shown, "cut": is_cut}
 
 
 def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str, Any]]:
-    """The last lines of a chunk that are not known."""
+    """The last lines of a chunk that are not in `known`."""
     lines = _without_values(chunk.text).split(b"\n")
     places = [place for place, line in enumerate(lines) if line not in known]
     first = chunk.last - chunk.count + 1
@@ -69,14 +70,15 @@ def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _HEX = bytes(ord("h") if chr(code) in "0123456789abcdefABCDEF" else 0 for code in range(256))
 _H = rb"[0a-fA-F]"
-# Each begins with a set of bytes or a literal: so Python finds candidates quickly. UUIDs, and 16
-# or more hexadecimal digits; then hexadecimal numbers and temporary paths; then names in dates.
+# Each pattern begins with a set of bytes or a literal, so that Python finds candidates quickly. The
+# patterns are for UUIDs and at least 16 hexadecimal digits, for hexadecimal numbers, for temporary
+# paths, and for the names of months and weekdays in dates.
 _LONG_HEX = re.compile(
     _H + _H + rb"{7}(?:-" + (_H + rb"{4}-") * 3 + _H + rb"{12}|" + _H + rb"{8,})"
 )
 _SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
 _TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-# After its first three letters, a name must not have begun before them, and may be abbreviated.
+# After the first three letters of a name: no letter precedes them. The name may be abbreviated.
 _IS_WHOLE = rb"(?<!\w.{3})"
 _MONTH = re.compile(
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
@@ -86,17 +88,17 @@ _MONTH = re.compile(
 _WEEKDAY = re.compile(
     rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
 )
-# The bytes before a sign, and the parts of numbers that become one zero.
+# Signs with the byte before them, and the parts of numbers that become one zero.
 _SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
 _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
-# Spaces that align numbers; each series of spaces is looked at once.
+# Spaces that align numbers; the lookbehind makes the search consider each series of spaces once.
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 
 def _without_values(text: str) -> bytes:
     """The lines, with one zero for each number, ID, time and temporary path."""
     sleep(0.0001)  # lets other threads run
-    # Replacing bytes is several times as fast as one pattern for all of these.
+    # Replacing bytes is several times as fast as a single pattern for all values.
     data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):
         data = _LONG_HEX.sub(b"0", data)

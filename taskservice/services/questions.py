@@ -1,4 +1,4 @@
-"""Questions: asked by agents, answered by people, withdrawn, and expired by maintenance."""
+"""Questions, which agents ask and withdraw, people answer or decline, and maintenance expires."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
@@ -17,11 +17,11 @@ from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services import events, tasks
 
-QUESTIONS_PER_READ = 4  # each answer may have a megabyte
+QUESTIONS_PER_READ = 4  # an answer may have a megabyte
 # A literal, as in the conditions of the indexes, so that the database uses them.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = _is_open & (Question.expires_at <= time_from_now())
-# Reads show an open question after its expiry as expired; maintenance stores that later.
+# Reads show an open question as expired after its expiry; maintenance stores this state later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if column is Question.state else column for column in QUESTION_COLUMNS)
 OF_TASK = (
@@ -37,13 +37,13 @@ _ONE = OF_TASK.where(Question.id == bindparam("question_id"))
 
 
 def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[QuestionRow]]:
-    """All questions of a task, oldest first, a few at a time. Raises 404."""
+    """All questions of a task in small batches, oldest first. Raises 404."""
     tasks.get_version(caller, task_id)
     return pages(OF_TASK, task_id)
 
 
 def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[QuestionRow]]:
-    """The questions of a task that `questions` selects, oldest first, a few at a time."""
+    """The questions of a task that `questions` selects, in small batches, oldest first."""
     order, of_task = (Question.asked_at, Question.id), {"task_id": task_id}
     return transactions.in_pages(questions, order, QUESTIONS_PER_READ, of_task)
 
@@ -64,7 +64,7 @@ def get(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
 
 
 def find_by_id(question_id: str) -> QuestionRow | None:
-    """A question of any user: for the service itself, never for a caller."""
+    """A question of any user, for use by the service itself and never for a caller."""
     return read_one(select(*COLUMNS).where(Question.id == question_id))
 
 
@@ -77,7 +77,7 @@ def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
-    """The oldest `count` tasks with open questions, with `length` characters of their input."""
+    """The oldest `count` tasks with open questions, and the first characters of their input."""
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
     visible = asking.where(visible_tasks, IS_ASKING)
@@ -98,7 +98,7 @@ _CHANGE_OPEN = update(Question).where(
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency
 ) -> tuple[QuestionRow, bool]:
-    """Ask a question; returns it, and whether it existed already. Raises 404, 409 and 422."""
+    """Ask a question; returns it and whether it already existed. Raises 404, 409 and 422."""
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
         replayed = idempotency.replayed(connection, _WITH_KEY, task_id=task.id)
@@ -143,7 +143,7 @@ def answer(
     """Answer or decline a question. Raises 404, 409 if it is no longer open, and 422."""
     values = {"state": terms.DECLINED}
     if action != terms.DECLINE:
-        # Not in a transaction, since validation may take long.
+        # This happens outside of a transaction, since validation may take long.
         question = get(caller, task_id, question_id)
         if question.state == terms.OPEN:
             schema = strict_json.loads(question.schema.encode())
@@ -156,14 +156,14 @@ def answer(
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
-    """Withdraw an open question; repeating it changes nothing. Raises 404, and 409 if it ended."""
+    """Withdraw an open question; raises 404, and 409 if it was answered, declined or expired."""
     return _close(caller, task_id, question_id, {"state": terms.WITHDRAWN}, is_repeatable=True)
 
 
 def _close(
     caller: Caller, task_id: str, question_id: str, values: dict[str, str], is_repeatable: bool
 ) -> QuestionRow:
-    """Close a question; `is_repeatable`: it may already be closed in this way."""
+    """Close a question; with `is_repeatable`, it may already have been closed in the same way."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
@@ -193,7 +193,7 @@ def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
 def _store_open(connection: Connection, task_id: str) -> None:
     """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
-        # A task that asks does not hang.
+        # The next check finds that a task with open questions does not hang.
         "hang_check_at": database_now(),
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
@@ -218,7 +218,7 @@ def correct_future_times(ahead: str, now: str) -> None:
             seconds = clock.seconds_between(question.asked_at, question.expires_at)
             times["expires_at"] = clock.moved(now, seconds)
         with transaction() as connection:
-            # Before its question, as in every transaction that changes both.
+            # Lock the task before its question, as every transaction that changes both does.
             this = select(Task.id).where(Task.id == question.task_id)
             connection.execute(this.with_for_update())
             connection.execute(_CHANGE_OPEN.values(times), {"of_question_id": question.id})
@@ -226,7 +226,7 @@ def correct_future_times(ahead: str, now: str) -> None:
 
 
 def expire() -> bool:
-    """Store that some questions have expired; returns whether there may be more."""
+    """Store that a batch of questions has expired; returns whether more may remain."""
     expired = select(Question.id, Question.task_id).where(has_expired)
     due = read_all(expired.order_by(Question.expires_at).limit(BATCH))
     if not due:
@@ -234,7 +234,7 @@ def expire() -> bool:
     with transaction() as connection:
         for question in due:
             task = select(Task.id).where(Task.id == question.task_id)
-            # A task that is locked is being changed: the next round finds its question again.
+            # A task whose row is locked is being changed; the next round finds its question again.
             if connection.scalar(task.with_for_update(skip_locked=True)) is not None:
                 closed = _CHANGE_OPEN.values(state=terms.EXPIRED)
                 connection.execute(closed, {"of_question_id": question.id})

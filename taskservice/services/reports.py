@@ -1,4 +1,4 @@
-"""Reports on tasks, cancels them, and applies an action to many tasks separately."""
+"""Reports on tasks, cancels them, and applies an action to each of many tasks."""
 
 import hashlib
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ from taskservice.schemas.fields import NO_QUESTIONS, parse_id
 from taskservice.schemas.tasks import task_schema
 from taskservice.services import attempts, deliveries, events, questions, tasks
 
-# A report merges outputs of up to QUICK_MERGE bytes together in its transaction, and larger ones
-# MAX_MERGES times before it.
+# A report merges its output with the stored output inside its transaction if both together have at
+# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, up to MAX_MERGES times.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -34,8 +34,8 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     if changes.get("error") is not None and changes.get("status") != terms.ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
     sent = changes.get("output") or {}
-    # Usually one pass. In a transaction other writers would wait for a large merge: it is done
-    # outside, and again if another report has changed the stored output since.
+    # Usually, this takes one pass. In a transaction, other writers would wait for a large merge.
+    # Therefore it happens outside, and again if another report has changed the output since.
     size, stored, merged = len(strict_json.dumps(sent)), "", ""
     for merges in count():
         with transaction() as connection:
@@ -43,7 +43,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
             is_quick = not sent or len(task.output) + size <= QUICK_MERGE
             if stored != task.output and (is_quick or merges == MAX_MERGES):
                 stored, merged = task.output, _merged_output(task.output, sent)
-            # Merged with what is stored now.
+            # The output was merged with the output that is stored now.
             if stored == task.output:
                 values = _reported(task, changes, merged)
                 # A late report may end a task that the service ended by timeout.
@@ -54,7 +54,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                     raise tasks.finished_problem(task)
                 changed, leased = _change(connection, caller, task, values)
                 break
-        # After the transaction: no other writer waits for it.
+        # Merged after the transaction, so that no other writer waits.
         stored, merged = task.output, _merged_output(task.output, sent)
     return changed, attempts.first_attempt(leased)
 
@@ -66,7 +66,7 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
 
 
 def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | None]:
-    """Cancel a running task; returns it, and its webhook, to be sent or released."""
+    """Cancel a running task; returns the task, and its webhook, to be sent or released."""
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
         if task.error_type == terms.CANCELLED:
@@ -78,7 +78,7 @@ def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | 
 
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: str) -> dict[str, Any]:
-    """Column -> new value, for the columns that a report changes."""
+    """The new values of the columns that a report changes, by column name."""
     merged = {"labels", "output", "status", "error"}
     columns = task_schema.stored({name: changes[name] for name in changes.keys() - merged})
     if "labels" in changes:
@@ -104,7 +104,7 @@ def _merged_output(stored: str, changes: dict[str, Any]) -> str:
 
 
 def _merged_labels(stored: str, changes: dict[str, str | None]) -> str:
-    """The stored labels as JSON text, with each given key replaced, or removed by null."""
+    """The stored labels with these changes, as JSON text; null removes a label."""
     merged = strict_json.loads(stored.encode()) | changes
     labels = {key: value for key, value in merged.items() if value is not None}
     if len(labels) > terms.MAX_LABELS:
@@ -124,7 +124,7 @@ def _columns_of_end(task: TaskRow, status: str, failure: dict[str, Any] | None) 
 def _change(
     connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, deliveries.Leased | None]:
-    """Write the changed columns; if they end the task, record it and enqueue the webhook."""
+    """Write the changed columns; if they end the task, record its end and enqueue its webhook."""
     ends = bool(values.keys() & {"status", "error_type"})
     if ends:
         events.lock_ends(connection, [task], values.get("status", task.status))
@@ -136,13 +136,13 @@ def _change(
         values |= tasks.NOT_HANGING
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
-    # These values are SQL expressions, so the returned row does not contain them.
+    # The values of a heartbeat are SQL expressions, so the returned row does not contain them.
     heartbeat = tasks.HEARTBEAT if task.status == terms.RUNNING else {}
     if values or heartbeat:
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
     changed = cast(TaskRow, SimpleNamespace(**task._asdict() | values))
     if ends and task.questions != NO_QUESTIONS:
-        # Reads already show an expired question as expired, even if that is not stored yet.
+        # Reads already show a question as expired after its expiry, so it is not withdrawn then.
         state = case((questions.has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
         are_open = (Question.task_id == task.id, Question.state == terms.OPEN)
         connection.execute(update(Question).where(*are_open).values(state=state))
@@ -157,8 +157,8 @@ def _change(
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 
-# Tasks between two pauses. In a pause another process can write: a waiting process tries once a
-# millisecond.
+# The number of tasks between two pauses. During a pause, another process can write; a waiting
+# process tries once per millisecond.
 BATCH = 10
 PAUSE_SECONDS = 0.01
 
@@ -168,8 +168,8 @@ def change_many(
 ) -> dict[str, Any]:
     """Cancel, delete or rerun tasks; returns the result, as in BulkResultSchema.
 
-    Each task has a separate transaction. The loop sends the webhooks. A rerun that is repeated with
-    the same idempotency `key` starts no task.
+    Each task is changed in a separate transaction. The delivery loop sends the webhooks. Repeating
+    a rerun with the same idempotency `key` starts no further task.
     """
     named = {parse_id(text) or text: text for text in task_ids}
     refused, started, webhooks = [], [], []

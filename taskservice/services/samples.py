@@ -1,4 +1,4 @@
-"""The event in the test of a hook: one of its own events, with made-up data."""
+"""Creates the sample event for a test of a hook: one of the hook's events, with invented data."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from taskservice.services.events import WITH_TASKS
 
 HOUR_SECONDS = 3_600.0
 RUN_SECONDS = 42.0
-# A question that gets a button for each choice, if the format has buttons.
+# The schema of a question whose choices become buttons, in formats that have buttons.
 YES_OR_NO = {"type": "object", "properties": {"answer": {"type": "boolean"}}}
 
 
 class Sample(NamedTuple):
-    """The rows of an event, in the form of database rows."""
+    """An event with its agent, task and question, each in the form of a database row."""
 
     event: Any
     agent: Any
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 def sample(hook: HookRow) -> Sample:
-    """The first of the hook's events, with the current time."""
+    """A sample of the first kind of event that the hook selects, with the current time."""
     kind = KINDS[strict_json.loads(hook.events.encode())[0]]
     now, earlier = clock.now(), clock.now(-HOUR_SECONDS)
     agent = _agent(hook, earlier)

@@ -1,4 +1,4 @@
-"""Searches in logs without an index: for a text, and for what is new since a good run."""
+"""Searches logs and error messages for a text, without an index."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -22,21 +22,21 @@ from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
-# A search ends after this time, and after this many bytes of logs. At most 64 MiB are read, since
-# the next CHUNKS_PER_READ chunks of a large log may have been read too, for their sizes.
+# A search ends after this many seconds or this many bytes of logs. It reads at most 64 MiB, since
+# it may also read the next CHUNKS_PER_READ chunks of a large log to compute their size.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
 # Maximum number of tasks that one statement reads.
 TASKS_PER_READ = 400
 # Maximum number of tasks that a search in error messages reads.
 MAX_ERRORS = 5_000
-# A longer line is truncated, around the text that was found.
+# Of a longer line, only the part around the matching text is shown.
 MAX_SHOWN_LINE = 400
-# No line has a higher number.
+# No line of a log has a higher number.
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())
-# One search at a time uses the CPU, so that other requests can use the others.
+# Only one search of a process reads at a time, so that other requests can use the other CPUs.
 _turn = Lock()
 _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     types.is_among(LogChunk.log_id, "log_ids"),
@@ -63,13 +63,13 @@ _RANGE = Statement[Any](
 )
 
 
-# Where a search has stopped: the position of a task, and the number of the last line that was read
-# if there are more.
+# Where a search has stopped: the position of a task, followed by the number of the last line that
+# was read if the task has more lines.
 End: TypeAlias = Sequence[Any]
 
 
 class Found(NamedTuple):
-    """The hits of a search as JSON, how much it has read, and where it stopped before the end."""
+    """The hits of a search as JSON, how much was read, and where the search stopped, if it did."""
 
     hits: list[dict[str, Any]]
     tasks: int
@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Chunks of some logs from one line to another, after which a search has reached `end`."""
+    """Lines of some logs to search next, after line `after`; the search is then at `end`."""
 
     tasks: Sequence[TaskRow]
     after: int
@@ -101,7 +101,10 @@ def search(
     start: End | None = None,
     limit: int,
 ) -> Found:
-    """The next lines with `text`; ASCII in any case unless `is_exact`. Raises 422 and 503."""
+    """The next lines that contain `text`. Raises 422 and 503.
+
+    Unless `is_exact`, upper and lower case of ASCII letters are equivalent.
+    """
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
     text = text.replace("\0", "\ufffd")
@@ -124,7 +127,7 @@ def search(
 def in_errors(
     caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
 ) -> lists.Positions:
-    """The next tasks whose error contains `text`, among MAX_ERRORS. Raises 503."""
+    """The next tasks whose error message contains `text`, of at most MAX_ERRORS. Raises 503."""
     tasks = TaskList(caller, selection._replace(status=ERROR))
     with slots.hold(caller.user_id):
         end = tasks.position(after, MAX_ERRORS)
@@ -210,7 +213,7 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, 
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            # Let other threads run.
+            # Lets other threads run.
             sleep(0.0001)
             hits = _hits_in(chunk, text, row, after, is_exact=is_exact)
             yield from ((row, hit) for hit in hits)
@@ -221,8 +224,8 @@ def _hits_in(
 ) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
-    # `bytes.lower` changes only ASCII letters, like the database; it is many times as fast as a
-    # regular expression, during which no other thread runs.
+    # Like the search in the database, `bytes.lower` changes only ASCII letters. It is many times as
+    # fast as a regular expression, during which no other thread can run.
     data, part = chunk.text.encode(), text.encode()
     searched, part = (data, part) if is_exact else (data.lower(), part.lower())
     counted = 0
@@ -249,6 +252,6 @@ def _hits_in(
 
 
 def excerpt(line: str, start: int, end: int) -> str:
-    """A line, or the part of a long line around the character at `start`."""
+    """A line, or the part of a long line around the characters from `start` to `end`."""
     begin = max(0, min((start + end - MAX_SHOWN_LINE) // 2, len(line) - MAX_SHOWN_LINE))
     return line[begin : begin + MAX_SHOWN_LINE]

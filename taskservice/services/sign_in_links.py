@@ -1,4 +1,4 @@
-"""Links that sign one person in, once."""
+"""Links that each sign a person in, once."""
 
 import secrets
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from taskservice.services import users
 from taskservice.terms import FULL
 
 VALID_SECONDS = 900.0
-# The maximum number of a user's valid links; older links end.
+# The maximum number of a user's valid links; a further link makes the oldest link invalid.
 MAX_VALID = 5
 
 _is_valid = SignInLink.expires_at > bindparam("now", type_=Timestamp())
@@ -44,9 +44,9 @@ _KEYS = (
 
 
 def create(caller: Caller, key_name: str | None = None) -> Any:
-    """A link with the rights of the caller's key, or of the user's newest key with this name.
+    """Create a link with the rights of the caller's key, or of the user's newest key of this name.
 
-    Returns it with its `token`. Raises 401, 403 and 422.
+    Returns the link with its `token`. Raises 401, 403 and 422.
     """
     with transaction() as connection:
         users.lock_user_of(connection, caller)
@@ -59,7 +59,10 @@ def create(caller: Caller, key_name: str | None = None) -> Any:
 
 
 def create_for(user_name: str, key_name: str | None = None) -> Any:
-    """A link for a user, by default with the rights of the first full key. Raises 404 and 422."""
+    """Create a link for a user, by default with the rights of the user's oldest full key.
+
+    Returns the link with its `token`. Raises 404 and 422.
+    """
     with transaction() as connection:
         user_id = users.get_id(connection, user_name)
         users.lock(connection, user_id)
@@ -94,16 +97,15 @@ def _insert(connection: Connection, user_id: str, key_id: str) -> Any:
 
 
 def find(token: str) -> Any:
-    """The link, with its `user_name` and the `name` of its key. Raises 404."""
+    """The valid link of a token, with its `user_name` and the `name` of its key. Raises 404."""
     return require(read_one(_LINK, digest=auth.digest(token), now=clock.now()), "link")
 
 
 def use(token: str) -> KeyRow:
-    """The key to sign in with; afterwards the link is invalid. Raises 404."""
+    """The key with which to sign in; afterwards, the link is invalid. Raises 404."""
     now = clock.now()
     with transaction() as connection:
         used = _USE.returning(SignInLink.key_id)
         key_id = connection.scalar(used, {"digest": auth.digest(token), "now": now})
     key: KeyRow = require(auth.find(KEY_BY_ID, key_id, now) if key_id else None, "link")
-    return key
     return key

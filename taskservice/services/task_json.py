@@ -1,4 +1,4 @@
-"""Tasks as JSON text, with the lines of their logs streamed into it."""
+"""Tasks as JSON text, into which the lines of their logs are streamed."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 
 @dataclass(frozen=True)
 class Shape:
-    """The parts of a task that a response contains; empty `fields` means all."""
+    """The parts of a task that a response contains; if `fields` is empty, all fields."""
 
     fields: tuple[str, ...] = ()
     expand: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ WHOLE = Shape()
 
 @lru_cache(maxsize=64)
 def _schema(fields: tuple[str, ...]) -> TaskSchema:
-    # Constructing a schema takes several times as long as dumping with it.
+    # Cached, since constructing a schema takes several times as long as dumping a task with it.
     if not fields:
         return task_schema
     return TaskSchema(exclude={*TASK_FIELDS, *TASK_EXPANSIONS} - {*fields})
 
 
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
-    """One task as JSON, in parts. Raises LogDropped, and 404 if task and agent were deleted."""
+    """A task as JSON, in parts. Raises LogDropped, and 404 if the task's agent was deleted."""
     embedded = _embedded([row], shape)
     if row.agent_id not in embedded:
         raise not_found("task")
@@ -59,20 +59,20 @@ def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
 
 
 def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
-    """One task as JSON, with the lines of its log."""
+    """A task as JSON, with these lines as its log."""
     return strict_json.dumps(shape.schema.dump(row) | {"logs": lines})
 
 
 def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-    """The items of all pages as one JSON array, in parts."""
+    """The items of all pages as a JSON array, in parts."""
     yield b"["
     yield from _joined([dump_items(page)] for page in pages)
     yield b"]"
 
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
-    """At most `count` lines after number `after` as JSON, in parts, with the next `after`."""
-    # Within a page, parts are small.
+    """At most `count` lines after line `after` as JSON, in parts, with the next `after`."""
+    # The times of all lines are collected, since they follow the lines in the JSON.
     times: list[str | None] = []
 
     def texts() -> Iterator[list[bytes]]:
@@ -91,7 +91,7 @@ def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -
 def log_text(
     row: TaskRow, after: int, count: int | None, *, has_times: bool = False
 ) -> Iterator[bytes]:
-    """Lines after number `after` as UTF-8, each with a line feed and, if requested, its time."""
+    """The lines after line `after` as UTF-8, each with a line feed and, if requested, its time."""
     for page in logs.pages(row, after, count):
         lines = page.lines()
         if has_times:
@@ -101,7 +101,7 @@ def log_text(
 
 
 def webhook_body(row: TaskRow) -> bytes:
-    """The JSON of a finished task for its callback, with the last lines of its log only."""
+    """The JSON of a task for a webhook, with only the last lines of its log."""
     lines = logs.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
     dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
     head, tail = split_at_lines(dumped)
@@ -109,14 +109,14 @@ def webhook_body(row: TaskRow) -> bytes:
 
 
 def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
-    """The tasks of a list as one JSON array, in parts."""
+    """The tasks of a list as a JSON array, in parts."""
     yield b"["
     yield from _joined(chain.from_iterable(_texts(rows, shape) for rows in parts if rows))
     yield b"]"
 
 
 def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The tasks as JSON: several together, with commas between them, or each in pieces."""
+    """The JSON of tasks: of up to 50 tasks at once, joined by commas, or of each task in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
         yield from ([b",".join(texts[start : start + 50])] for start in range(0, len(texts), 50))
@@ -126,7 +126,7 @@ def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
         if row.agent_id in embedded:
             agent_json = embedded[row.agent_id]
             if row.json:
-                # A JSON object as text, with additional fields.
+                # Adds fields to a JSON object that is text.
                 yield [row.json[:-1] + b"," + strict_json.dumps(agent_json)[1:]]
             else:
                 yield _task_text(row, shape, agent_json)
@@ -141,7 +141,7 @@ def _task_text(row: TaskRow, shape: Shape, members: Mapping[str, Any]) -> Iterat
 
 
 def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    """Items as JSON, each text in pieces, with commas between the texts."""
+    """Texts of JSON, each of which consists of pieces, joined by commas."""
     comma = b""
     for pieces in texts:
         yield comma
@@ -150,7 +150,7 @@ def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
 
 
 def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]]:
-    """Agent ID -> the objects that `shape` embeds in its tasks; deleted agents are left out."""
+    """The objects that `shape` adds to tasks, by agent ID; deleted agents are omitted."""
     agent_ids = {row.agent_id for row in rows}
     if not shape.expand:
         return {key: {} for key in agent_ids}

@@ -1,4 +1,4 @@
-"""Tasks: read, started, rerun, claimed, locked for a change, and deleted."""
+"""Reads, starts, reruns, claims and deletes tasks, and locks them for a change."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -77,8 +77,8 @@ _finished = (
     .limit(1_000)
     .subquery()
 )
-# Among the last 1,000. Both databases read the subquery in its order, and stop at the first
-# failure.
+# The newest failure among the last 1,000 finished tasks. Both databases read the subquery in its
+# order and stop at the first failure.
 NEWEST_FAILURE = Statement[TaskRow](
     select(_finished).where(_finished.c.error_type != CANCELLED).limit(1)
 )
@@ -95,18 +95,18 @@ def find(caller: Caller, task_id: str) -> TaskRow | None:
 
 
 def find_by_id(task_id: str) -> TaskRow | None:
-    """A task of any user: for the service itself, never for a caller."""
+    """A task of any user, for use by the service itself and never for a caller."""
     return read_one(_TASK_BY_ID, task_id=task_id)
 
 
 def get_version(caller: Caller, task_id: str) -> TaskRow:
-    """The version of a task that the caller may see. Raises 404."""
+    """The version and state of a task that the caller may see. Raises 404."""
     version: TaskRow | None = read_one(_VERSION, task_id=task_id, **caller.scope)
     return require(version, "task")
 
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[TaskRow]:
-    """The oldest `count` tasks that a task has started, in this order."""
+    """The oldest `count` children of a task, oldest first."""
     return read_all(_CHILDREN, parent_id=task_id, count=count, **caller.scope)
 
 
@@ -114,10 +114,10 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-# The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
-# machine's clock may differ.
+# The columns that a heartbeat changes. Their times are from the database's clock, as in timeouts,
+# since this machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-# The columns that the end of a task also changes.
+# The columns of a hang, which the end of a task resets.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
@@ -133,21 +133,22 @@ def get_locked(
     this_task = {"task_id": task_id, **caller.scope}
     # On SQLite the transaction itself excludes other writers.
     if connection.dialect.name == "postgresql":
-        # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
+        # A SELECT that waits for a lock reads joined rows as they were before the wait. Therefore
+        # the task is locked first.
         _LOCK.run(connection, **this_task)
     task: TaskRow | None = statement.one_or_none(connection, **this_task, **values)
     return require(task, "task")
 
 
 def finished_problem(task: TaskRow) -> Problem:
-    """409 with the task's final status: an agent stops only if the task was cancelled."""
+    """A 409 with the task's final status; a client stops its program only if it was cancelled."""
     error = {"type": task.error_type, "message": task.error_message} if task.error_type else None
     ended = {"id": task.id, "status": task.status, "error": error}
     return Problem(409, "The task is finished", code=TASK_FINISHED, members={"task": ended})
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:
-    """Delete a task; returns it. Its log can be read until the sweep. Raises 404."""
+    """Delete a task; returns the task. Its log remains readable until the sweep. Raises 404."""
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         remove(connection, [task.id])
@@ -155,7 +156,7 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
 
 
 def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> None:
-    """Delete tasks that this transaction has locked; their logs were dropped some seconds ago."""
+    """Delete tasks that this transaction has locked, and detach their logs."""
     for column in (Task.parent_id, Task.rerun_of):
         changes = {column: None, Task.version: Task.version + 1, Task.updated_at: clock.now()}
         connection.execute(update(Task).where(column.in_(task_ids)).values(changes))
@@ -164,27 +165,27 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the logs of tasks; for the sweep they were dropped `seconds` ago."""
+    """Detach the logs of tasks, as if they had been dropped `seconds` ago; see the sweep."""
     dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
 
 class Idempotency(NamedTuple):
-    """The key with which a request can be repeated, and the digest of the request, as columns."""
+    """The idempotency key and the digest of a request, under the names of their columns."""
 
     idempotency_key: str | None = None
     idempotency_digest: str | None = None
 
     @classmethod
     def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency":
-        """The digest of a rerun differs from the digest of any start."""
+        """From the key and the body of a request; a rerun never has the digest of a start."""
         if key is None:
             return cls()
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
     def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
-        """The row that this key created; None if there is none. Raises 422 for another request."""
+        """The row that a request with this key created, or None. Raises 422 for another body."""
         if self.idempotency_key is None:
             return None
         values["idempotency_key"] = self.idempotency_key
@@ -197,9 +198,9 @@ class Idempotency(NamedTuple):
 
 # The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
-# The shortest `maxDuration`, before which no task hangs.
+# The first check for a hang; no task hangs before the shortest possible `maxDuration`.
 _FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
-# The inactivity timeout starts.
+# Starts the inactivity timeout of the new task.
 NEW_TASK = insert(Task).values(
     last_heartbeat_at=database_now(),
     heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
@@ -225,8 +226,11 @@ _RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "label
 
 
 def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> tuple[TaskRow, bool]:
-    """Start a task that StartSchema loaded; returns it, and whether it existed. Raises 422."""
-    # An agent that starts a task has claimed it.
+    """Start a task with fields that StartSchema loaded. Raises 422.
+
+    Returns the task, and whether a request with the same idempotency key had already started it.
+    """
+    # A task that is started with an agent key is claimed at once.
     is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
     claimed_at = fields.get("claimedAt")
     if claimed_at is not None and not is_claimed:
@@ -250,7 +254,10 @@ def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> t
 def rerun(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency
 ) -> tuple[TaskRow, bool]:
-    """Rerun a task, unclaimed, with fields that RerunSchema loaded, as `start`. Raises 404 too."""
+    """Rerun a task with fields that RerunSchema loaded. Raises 404 and 422.
+
+    Returns the new, unclaimed task, and whether it already existed, like `start`.
+    """
     sent = {name: value for name, value in fields.items() if value is not None}
     new = task_schema.stored(sent) | {"rerun_of": task_id}
 
@@ -269,21 +276,22 @@ def _start(
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task with the columns that `load` returns for a row with its agent's columns."""
+    """Start a task; `load` returns its columns, and a row with the columns of its agent."""
     valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
-            # First, so that an agent key never gets a task that another agent started.
+            # This is first, so that an agent key never receives a task that another agent started.
             columns, agent = load(connection)
             task = idempotency.replayed(connection, _WITH_KEY, user_id=caller.user_id)
             if task is not None:
                 return task, True
             _check_callback(columns.get("callback_url"))
             parent = {"task_id": columns.get("parent_id"), **caller.scope}
-            # Locked, so that it is not deleted before this transaction ends.
+            # The parent is locked, so that it is not deleted before this transaction ends.
             if parent["task_id"] is not None and _PARENT.one_or_none(connection, **parent) is None:
                 raise invalid({"parentId": ["No such task."]})
-            # The program of a claimed task is already running, and its work must be recorded.
+            # The input of a claimed task is not validated: its program is already running, and its
+            # work must be recorded.
             if is_claimed or agent.input_schema == valid_for:
                 caller_columns = {"user_id": caller.user_id, "started_by": caller.key_name}
                 task = _insert(
@@ -292,7 +300,7 @@ def _start(
                 if agent.expect is not None:
                     expected_runs.run_started(connection, task)
                 return task, False
-        # Not in a transaction, since validation may take long.
+        # This happens outside of a transaction, since validation may take long.
         errors = input_problems(agent.input_schema, columns["input"])
         if errors:
             raise invalid(errors)
@@ -342,7 +350,7 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
-# A program that starts its own task, as `run` does, has claimed it when it is created.
+# A program that starts its own task, as under `taskservice run`, claims it when it creates it.
 is_claimed_by_worker: ColumnElement[bool] = and_(_is_running, Task.claimed_at > Task.created_at)
 _AGENT_HAS_TASK = select(
     or_(
@@ -377,9 +385,10 @@ def _claim_of(oldest: Any) -> Any:
     )
 
 
-# On PostgreSQL, concurrent claims take the next task instead of waiting.
+# On PostgreSQL, a concurrent claim takes the next task that is not locked, instead of waiting.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# A change other than a claim may lock a task: if no other task is left, wait for the lock.
+# The lock of a task may be due to a change other than a claim. If no other task is left, a claim
+# waits for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(is_of_this_agent, Task.claim_key == bindparam("key"))
 _VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *auth.KEY_IS_VALID)
@@ -387,16 +396,16 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
-    """Whether a claim with this key would return a task, even the same one again. Raises 404."""
+    """Whether a claim with this key would return a task, new or claimed before. Raises 404."""
     has_task = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
     return bool(require(has_task, "agent")[0])
 
 
 @retry_on_conflict
 def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
-    """Claim the oldest unclaimed running task of an agent, or None when there is none.
+    """Claim the oldest unclaimed running task of an agent; returns None if there is none.
 
-    No task is given twice, except for the same idempotency key: then the second value is true.
+    A task is returned again only for the same idempotency key; the second value is then true.
     Raises 404, and 401 if the caller's key is no longer valid.
     """
     values = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
@@ -409,8 +418,8 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
             task_id = connection.scalar(_CLAIM_LOCKED, values)
         if task_id is None:
             return None, False
-        # The request may have waited for a task, and for its turn to write. A revocation waits
-        # until this transaction ends.
+        # The key may have been revoked while the request waited for a task, or for other writers.
+        # From here on, a revocation waits until this transaction ends.
         key_use = {"key_id": caller.key_id, "now": clock.now()}
         if connection.scalar(_LOCK_KEY, key_use) is None:
             raise invalid_key()

@@ -1,4 +1,4 @@
-"""Users with their API keys and callback secrets: added, listed, revoked and rotated."""
+"""Adds and lists users, creates and revokes their API keys, and rotates their callback secrets."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,10 @@ _USER = _USERS.where(User.id == bindparam("user_id"))
 
 
 def add(name: str) -> Any:
-    """Add a user with a secret and a key; returns the key with its `text`. Raises 409 and 422."""
+    """Add a user with a callback secret and a key; returns the key with its `text`.
+
+    Raises 409 and 422.
+    """
     _check_name(name)
     user = {"id": clock.new_id(), "name": name, "created_at": clock.now()}
     try:
@@ -59,7 +62,7 @@ def get_id(connection: Connection, name: str) -> str:
 
 
 def lock(connection: Connection, user_id: str) -> None:
-    """Let no other transaction change the user's keys and secrets until this one ends."""
+    """Prevent other transactions from changing the user's keys and secrets until this one ends."""
     connection.execute(select(User.id).where(User.id == user_id).with_for_update())
 
 
@@ -95,7 +98,7 @@ def add_key(
     *,
     login: bool = False,
 ) -> Any:
-    """Create a key for any user; returns it with its `text`. Raises 404, 409 and 422."""
+    """Create a key for any user; returns the key with its `text`. Raises 404, 409 and 422."""
     _check_name(name)
     if login and (name != name.strip() or "," in name):
         raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})
@@ -110,7 +113,10 @@ def add_key(
 
 @retry_on_conflict
 def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None) -> Any:
-    """Create a key; returns it with its `text`, or None if `key_id` exists. Raises 401 and 422."""
+    """Create a key; returns the key with its `text`, or None if the ID `key_id` already exists.
+
+    Raises 401 and 422.
+    """
     expires_at = fields.get("expiresAt")
     if expires_at is not None and expires_at <= clock.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
@@ -146,7 +152,7 @@ def revoke_key(caller: Caller, key_id: str) -> KeyRow:
 
 
 def matching_key_ids(prefix: str) -> Sequence[str]:
-    """The IDs of keys of any user that begin with this prefix, at most two."""
+    """At most two IDs of keys with this prefix; the keys may be of any user."""
     with reading() as connection:
         matching = select(ApiKey.id).where(has_prefix(ApiKey.id, prefix)).limit(2)
         return connection.scalars(matching).all()
@@ -160,7 +166,7 @@ def revoke_any_key(key_id: str) -> KeyRow:
 
 
 def revoke_keys(user_name: str) -> int:
-    """Revoke all keys of a user; returns how many were not revoked before. Raises 404."""
+    """Revoke all keys of a user; returns the number of newly revoked keys. Raises 404."""
     with transaction() as connection:
         user_id = get_id(connection, user_name)
         # The lock waits for keys that are being added.
@@ -174,17 +180,17 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 def record_last_uses() -> None:
-    """Store when keys, and agents' workers, were last seen in this process, to the minute."""
+    """Store the minutes in which this process last saw keys and the workers of agents."""
     keys = auth.take_minutes(auth.key_uses)
     of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
     _store_last_uses(of_keys, ApiKey.last_used_at, ApiKey.id == bindparam("of_id"))
     workers = auth.take_minutes(auth.worker_claims)
-    # In the order in which other transactions lock agents.
+    # Sorted in the order in which other transactions lock agents.
     of_workers = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
     ]
-    # An agent becomes a tool when a worker is seen.
+    # An agent may become an MCP tool when a worker asks for its tasks.
     since = {"tool_since": tool_since(clock.now())}
     _store_last_uses(of_workers, Agent.worker_seen_at, and_(*this_agent), since)
 
@@ -195,7 +201,7 @@ def _store_last_uses(
     is_this: ColumnElement[bool],
     values: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    # Another process may have stored a later one.
+    # Another process may have stored a later time.
     is_later = column.is_(None) | (column < bindparam("at"))
     used = update(column.class_).where(is_this, is_later)
     used = used.values({**values, column.key: bindparam("at")})
@@ -217,13 +223,13 @@ def list_keys() -> Sequence[KeyRow]:
 
 
 def keys_of_user(caller: Caller) -> Iterator[Sequence[KeyRow]]:
-    """All keys of the caller's user, including revoked and expired ones, some at a time."""
+    """All keys of the caller's user, including revoked and expired keys, in batches."""
     keys = _KEYS.where(visible_keys)
     return transactions.in_pages(keys, (ApiKey.created_at, ApiKey.id), KEYS_PER_READ, caller.scope)
 
 
 def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[KeyRow]:
-    """The newest valid keys of the caller's user, or the newest other keys."""
+    """The newest valid keys of the caller's user, or the newest revoked and expired keys."""
     is_valid = and_(*KEY_IS_VALID)
     keys = _KEYS.where(visible_keys, is_valid if are_valid else ~is_valid)
     newest_first = keys.order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
@@ -257,16 +263,20 @@ def _insert_key(
     return SimpleNamespace(**row._asdict(), text=text)
 
 
-# Callback secrets, which are rotated with a day of overlap.
+# Callback secrets.
 
-# A replaced secret also signs for a day, so that receivers can switch to the new one.
+# A replaced secret is also used for another day, so that receivers can switch to the new secret.
 OVERLAP_SECONDS = 86_400.0
-# Each secret that signs adds 48 bytes to a header; receivers accept headers of a few KiB.
+# The maximum number of secrets with which a webhook is signed. Each secret adds 48 bytes to a
+# header, and receivers accept headers of a few KiB.
 MAX_SIGNING = 10
 
 
 def rotate(caller: Caller) -> Any:
-    """Create a callback secret; the replaced one signs for 24 h more. Raises 401 and 429."""
+    """Create a callback secret; webhooks are also signed with the replaced secret for 24 hours.
+
+    Raises 401 and 429.
+    """
     of_user = CallbackSecret.user_id == caller.user_id
     with transaction() as connection:
         lock_user_of(connection, caller)
@@ -314,6 +324,9 @@ _SIGNING = Statement[AnyRow](
 
 
 def callback_secrets(user_id: str, overlap: float = OVERLAP_SECONDS) -> list[str]:
-    """The secrets that sign now, newest first; a replaced one signs for `overlap` seconds more."""
+    """The secrets with which to sign now, newest first.
+
+    A replaced secret is used for another `overlap` seconds.
+    """
     since = clock.now(-overlap)
     return [row.secret for row in read_all(_SIGNING, user_id=user_id, since=since)]

@@ -260,4 +260,5 @@ def test_replaced_delivery_is_not_delivered_again(
     finish(alice, task)
     newer, older = deliveries_of(alice, task)
     refused = run(Path(app.config["DATA"]), "delivery", "redeliver", older["id"])
-    assert one_line(refused, 1) == (f"taskservice: A newer delivery has replaced it: {newer['id']}")
+    replaced = f"taskservice: A newer delivery has replaced this delivery: {newer['id']}"
+    assert one_line(refused, 1) == replaced
