@@ -1,4 +1,4 @@
-"""The JSON Schema of the answers to a question: allowed schemas, and matching answers."""
+"""Checks the JSON Schema of a question, and the answers against it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,14 +9,14 @@ from marshmallow import ValidationError
 from taskservice.schemas import strict_json
 from taskservice.schemas.input_schema import check_input_schema, problems
 
-# The default schema of a question: a single text.
+# The default schema of a question: one required text.
 DEFAULT: dict[str, Any] = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},
     "required": ["answer"],
 }
 
-# Type of a property -> the other allowed keywords.
+# Type of a property -> the keywords that are allowed with it.
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
     "number": {"minimum", "maximum"},
@@ -70,7 +70,7 @@ def _check_property(name: str, schema: Any) -> None:
 
 
 def _is_choice(items: Any) -> bool:
-    """Whether this is an enum of strings, or options with titles."""
+    """Whether these items are an enum of strings, or options with titles."""
     if not isinstance(items, dict) or items.keys() - {"type", "enum", "anyOf"}:
         return False
     if "anyOf" in items:
@@ -85,25 +85,25 @@ def _are_options(options: Any) -> bool:
 
 
 def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> the errors there, if any; this takes too long for a transaction."""
+    """`content.<name>` -> the errors of that member. Too slow to be called in a transaction."""
     closed, text = (strict_json.dumps(value).decode() for value in (_closed(schema), content))
     return problems("content", closed, text, "the question's schema")
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without other properties, and without its dialect, which makes no difference."""
+    """The schema, which then allows no other properties, without `$schema`, which has no effect."""
     keywords = {name: value for name, value in schema.items() if name != "$schema"}
     return {**keywords, "additionalProperties": False}
 
 
 def field_name(name: str) -> str:
-    """The name of a property in a form."""
-    # Browsers change some characters of names, such as line ends.
+    """The name of the form field for a property."""
+    # Browsers change some characters in the names of fields, such as line ends.
     return f"field.{quote(name, safe='')}"
 
 
 def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
-    """The values to choose from, each with its label; empty if it is not a choice."""
+    """The values to choose from, each with its label; empty if the property is not a choice."""
     if schema.get("type") == "boolean":
         return [(True, "Yes"), (False, "No")]
     if schema.get("type") == "array":
@@ -126,5 +126,5 @@ def options(schema: dict[str, Any]) -> list[tuple[Any, str]]:
 
 
 def plain(value: Any) -> str:
-    """A value for a person: a string itself, other values as JSON."""
+    """A value as a person reads it: a string unchanged, other values as JSON."""
     return value if isinstance(value, str) else strict_json.dumps(value).decode()

@@ -1,4 +1,4 @@
-"""Values of the examples in the documentation."""
+"""Values for the examples in the OpenAPI document."""
 
 USER = "01a20e63-9218-7bda-b91d-7397fc8ca845"
 TASK = "01a20e63-9249-713c-aada-f8fd1cd47589"

@@ -1,4 +1,4 @@
-"""The lines of an export: each field is checked as the request that sets it checks it."""
+"""The lines of an export. A field is checked in the same way as in the request that sets it."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -32,15 +32,14 @@ from taskservice.schemas.users import AGENT_EXPANSIONS, AgentSchema, UserSchema
 from taskservice.webhooks.destinations import RefusedError, read_url
 from taskservice.webhooks.transport import KEPT_BYTES
 
-# An import ignores unknown fields, and gives missing ones their default: only a change beyond that
-# increments the format.
+# The version of the format. Fields can be added without a new version, since an import ignores
+# unknown fields and sets missing fields to their defaults.
 FORMAT = 1
-# The rows of each line. Logs, questions and attempts have separate lines. Whether a hook fails
-# follows from attempts that are not exported.
+# The schemas of the rows in the lines. `failingSince` depends on attempts that are not exported.
 hook_rows = HookSchema(exclude=("failingSince",))
 user_rows = UserSchema()
 agent_rows = AgentSchema(exclude=AGENT_EXPANSIONS)
-# Whether an imported task hangs is checked again.
+# Logs and questions have separate lines. The service checks again whether an imported task hangs.
 task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions", "hangingSince"))
 question_rows = QuestionSchema()
 delivery_rows = DeliverySchema(exclude=("attempts",))
@@ -51,12 +50,15 @@ class LineSchema(Schema):
     """Fields that exist only in an export; `of_rows` adds the fields of rows."""
 
     class Meta:
-        # A later version can add fields.
+        # Later versions of the service can add fields.
         unknown = EXCLUDE
 
     @classmethod
     def of_rows(cls, rows: fields.RowSchema, *requests: Schema) -> Schema:
-        """Load what `rows` dumps: each field like the first request schema that contains it."""
+        """A schema that loads what `rows` dumps.
+
+        Each field is loaded as the first of the `requests` that contains it loads it.
+        """
         loaders: dict[str, Field[Any]] = {}
         declared = cls().fields
         for name, column in rows.columns.items():
@@ -65,13 +67,14 @@ class LineSchema(Schema):
             source = next((schema for schema in requests if name in schema.fields), rows)
             field = loaders[name] = copy(source.fields[name])
             field.attribute, field.allow_none = None, bool(column.nullable)
-            # An older version may lack it: then it is null, or has the column's default.
+            # An export by an older version may lack the field, which is then null or has the
+            # column's default.
             field.required = not column.nullable and column.server_default is None
         return cls.from_dict(loaders)()
 
 
 def _check_url(url: str) -> None:
-    # Whether this service may call it is checked at each attempt.
+    # Each attempt to send checks whether this service is allowed to call the URL.
     try:
         read_url(url)
     except RefusedError as error:
@@ -83,12 +86,12 @@ def _require(condition: bool, name: str, reason: str) -> None:
         raise ValidationError(reason, name)
 
 
-# The number of a line, or a count of lines.
+# Validates the number of a line, or a count of lines.
 _count = Range(1, 1 << 53)
 
 
 class UserLineSchema(LineSchema):
-    """A user with the hooks."""
+    """A user, with the user's hooks."""
 
     hooks = List(
         Nested(LineSchema.of_rows(hook_rows, HookFieldsSchema())),
@@ -124,15 +127,17 @@ class TaskLineSchema(LineSchema):
     def check(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         is_running, has_failed = data["status"] == terms.RUNNING, data["status"] == terms.ERROR
         has_ended = data.get("finishedAt") is not None
-        _require(has_ended != is_running, "finishedAt", "Must be a time if the task has ended.")
-        _require((data["error"] is not None) == has_failed, "error", "Must belong to the status.")
-        _require(data["firstLog"] <= data["logCount"] + 1, "firstLog", "Is after the last line.")
-        # Each line has at least a line feed.
-        _require(data["logCount"] <= data["logBytes"], "logCount", "Is more than logBytes.")
+        _require(has_ended != is_running, "finishedAt", "Must match the status.")
+        _require((data["error"] is not None) == has_failed, "error", "Must match the status.")
+        _require(
+            data["firstLog"] <= data["logCount"] + 1, "firstLog", "Must be at most logCount + 1."
+        )
+        # Each line has at least one byte, its line feed.
+        _require(data["logCount"] <= data["logBytes"], "logCount", "Must be at most logBytes.")
 
 
 class QuestionLineSchema(LineSchema):
-    """A question of the task before it."""
+    """A question of the task on a line before."""
 
     taskId = fields.uuid(required=True)
     answer = AnswerQuestionSchema().fields["content"]
@@ -142,7 +147,7 @@ class QuestionLineSchema(LineSchema):
     def check(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         answer = data.get("answer")
         is_answered = data["state"] == terms.ANSWERED
-        _require((answer is not None) == is_answered, "answer", "Must belong to the state.")
+        _require((answer is not None) == is_answered, "answer", "Must match the state.")
         if answer is not None and (errors := answer_problems(data["schema"], answer)):
             raise ValidationError(errors)
 
@@ -154,7 +159,7 @@ class AttemptLineSchema(LineSchema):
 
 
 class DeliveryLineSchema(LineSchema):
-    """A delivery of the task before it."""
+    """A delivery of the task on a line before."""
 
     taskId = fields.uuid(required=True)
     callback = fields.text(required=True, validate=_check_url)
@@ -166,7 +171,7 @@ class DeliveryLineSchema(LineSchema):
 
 
 class LogLineSchema(LineSchema):
-    """Lines of the log of the task before it."""
+    """Lines from the log of the task on a line before."""
 
     taskId = fields.uuid(required=True)
     first = fields.integer(required=True, validate=_count)
@@ -175,19 +180,19 @@ class LogLineSchema(LineSchema):
 
 
 class VoidLineSchema(LineSchema):
-    """The task on the line before is not imported."""
+    """Cancels the import of the task on a line before."""
 
     taskId = fields.uuid(required=True)
 
 
 class ExportLineSchema(LineSchema):
-    """The first line."""
+    """The first line of an export."""
 
     format = fields.integer(required=True)
 
 
 class EndLineSchema(LineSchema):
-    """The last line."""
+    """The last line of an export."""
 
     tasks = fields.integer(required=True)
 

@@ -1,4 +1,4 @@
-"""The field types, and what each accepts."""
+"""The types of fields, and the values that each accepts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ from taskservice.database import clock
 from taskservice.schemas import strict_json
 
 T = TypeVar("T")
-# The options of marshmallow's fields; all others are only for the documentation.
+# The options of marshmallow's fields. All other options are only for the OpenAPI document.
 _OPTIONS = {
     "allow_none", "attribute", "data_key", "load_default", "post_load", "required", "validate",
 }  # fmt: skip
 
-# Python's own UUID accepts many more notations.
+# `uuid.UUID` of Python accepts many other notations too.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -32,10 +32,10 @@ def _documented(
     items: Any = None,
     **keywords: Any,
 ) -> T:
-    """Create a field of marshmallow; `items` is the field of each item of a list.
+    """Create a marshmallow field; `items` is the field for the items of a list.
 
-    Options that marshmallow does not know document the field: they are keywords of JSON Schema.
-    The first example becomes part of the schema's example; if it is null, the field can be null.
+    Options that marshmallow does not know are JSON Schema keywords for the OpenAPI document. The
+    first example becomes part of the schema's example; if it is None, the field can be null.
     """
     arguments = {"allow_none": examples[:1] == (None,)}
     arguments |= {name: keywords.pop(name) for name in _OPTIONS & keywords.keys()}
@@ -45,7 +45,7 @@ def _documented(
 
 
 class Documented(fields.Field[Any]):
-    """A field that is created with the other arguments of `_documented`."""
+    """A field that is created with the arguments of `_documented`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         _documented(super().__init__, *arguments, **options)
@@ -53,9 +53,9 @@ class Documented(fields.Field[Any]):
 
 raw = partial(_documented, fields.Raw)
 text = partial(_documented, fields.String)
-# Neither a string, a boolean nor a fraction is a whole number.
+# A JSON number without a fraction; a string or a boolean is invalid.
 integer = partial(_documented, partial(fields.Integer, strict=True))
-# At least 0, or null.
+# A number of at least 0, or null.
 number = partial(_documented, fields.Float, allow_none=True, minimum=0)
 boolean = partial(_documented, fields.Boolean)
 # `true` or `false` in a query string.
@@ -69,7 +69,7 @@ def _check_size(value: dict[str, Any]) -> None:
         raise ValidationError(f"Longer than {terms.MAX_OBJECT} bytes.")
 
 
-# At most 1 MiB when written compactly.
+# An object of at most 1 MiB as compact JSON.
 json_object = partial(members, validate=_check_size)
 
 
@@ -83,7 +83,7 @@ class StrictBoolean(Documented, fields.Boolean):
 
 
 class Number(Documented, fields.Float):
-    """A JSON number; neither a string nor a boolean."""
+    """A JSON number; a string or a boolean is invalid."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -121,7 +121,7 @@ def labels(description: str, *, may_remove: bool = False) -> fields.Dict:
 
 
 def label_texts(description: str) -> fields.List[Any]:
-    """Labels as `key:value`, from a parameter that can be repeated."""
+    """Labels, each as `key:value`, from a query parameter that can be repeated."""
     label = fields.String(metadata={"pattern": f"^{terms.LABEL_KEY.pattern}:."})
 
     def check(labels: list[str]) -> tuple[str, ...]:
@@ -139,13 +139,13 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d
 
 
 def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
-    """A time in RFC 3339 with an offset, as UTC with milliseconds and `Z`; or a ValidationError."""
+    """Convert a time in RFC 3339 to UTC with milliseconds and `Z`. Raises ValidationError."""
     try:
         if not isinstance(value, str) or not _TIME.fullmatch(value):
             raise ValueError
         # RFC 3339 allows `t` and `z`, which Python does not accept.
         time = datetime.fromisoformat(value.upper())
-        # Python has no time after the year 9999.
+        # A `datetime` can't be after the year 9999.
         latest = datetime.max.replace(tzinfo=time.tzinfo) - shift
         return clock.rfc3339(min(time, latest) + shift)
     except (ValueError, OverflowError):
@@ -153,7 +153,7 @@ def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
         raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
 
-# Stored times have milliseconds: they are truncated, or rounded up by adding 999 µs.
+# Times are stored in milliseconds: microseconds are cut off. Adding 999 µs first rounds up.
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
 upper_bound = partial(timestamp, post_load=partial(in_utc, shift=timedelta(microseconds=999)))
 
@@ -166,12 +166,12 @@ def _milliseconds(value: Any) -> Any:
     return times if isinstance(value, list) else times[0]
 
 
-# A time, or an ascending list of times; loaded as milliseconds since 1970.
+# A time, or an ascending list of times; loaded as milliseconds since 1970 in UTC.
 times = partial(raw, post_load=_milliseconds)
 
 
 class _Strings(Documented, fields.List[str]):
-    """A list of up to millions of strings: too many to load each through a field."""
+    """A list of up to millions of strings, which are too many to load each by a field."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, list):
@@ -183,7 +183,7 @@ class _Strings(Documented, fields.List[str]):
 
 
 def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
-    """Names separated by commas, each one of `known`."""
+    """Names from `known`, separated by commas."""
 
     def split(value: str) -> tuple[str, ...]:
         names = tuple(value.split(","))
@@ -191,14 +191,14 @@ def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
             raise ValidationError(unknown)
         return names
 
-    # Documented as text, since some clients can't join an array with commas.
+    # OpenAPI describes a string, since some clients can't join the items of an array with commas.
     name = f"(?:{'|'.join(known)})"
     options |= {"type": "string", "pattern": f"^{name}(?:,{name})*$"}
     return raw(description, post_load=split, **options)
 
 
 def number_text(low: int, high: int, description: str) -> fields.Raw:
-    """A whole number in the digits 0 to 9, from `low` to `high`."""
+    """A whole number from `low` to `high`, written in the digits 0 to 9."""
 
     def load(text: str) -> int:
         is_number = text.isascii() and text.isdigit() and len(text) <= 19
@@ -239,7 +239,7 @@ def bytes_at_most(limit: int) -> dict[str, Any]:
 
 
 def parse_id(text: str) -> str | None:
-    """The UUID in lower case, or None unless `text` has the form 8-4-4-4-12."""
+    """The UUID in lower case; None if `text` does not have the form 8-4-4-4-12."""
     return text.lower() if _UUID.fullmatch(text) else None
 
 
@@ -253,7 +253,7 @@ def _load_id(text: str) -> str:
 uuid = partial(text, post_load=_load_id, format="uuid")
 
 
-# How rows become JSON: schemas that serialize them, and the fields of stored JSON.
+# Schemas that serialize rows, and fields for JSON that is stored as text.
 
 
 class Stored(Documented):
@@ -264,42 +264,42 @@ class Stored(Documented):
 
 
 class StoredJson(Stored, fields.Dict):
-    """An object."""
+    """An object that is stored as JSON."""
 
 
 class StoredNames(Stored, fields.List[str]):
-    """An array of strings."""
+    """An array of strings that is stored as JSON."""
 
 
 class StoredNumber(Stored, fields.Float):
-    """A number."""
+    """A number that is stored as JSON, which keeps its digits."""
 
 
-# `Task.questions` without an open question.
+# The value of `Task.questions` if the task has no open questions.
 NO_QUESTIONS = "[]"
 
-# The placeholder of a log's lines in a dumped task. JSON contains NUL nowhere else.
+# The placeholder for the lines of a log in a dumped task. JSON text can't contain NUL itself.
 _SLOT = b"\0"
 
 LINES = strict_json.fragment(_SLOT)
 
 
 class Lines(Documented, fields.List[str]):
-    """The lines of a log, which replace `LINES` in a dumped row; see `split_at_lines`."""
+    """The lines of a log. A dumped row contains a placeholder for them; see `split_at_lines`."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return LINES
 
 
 class OpenQuestions(Documented, fields.List[Any]):
-    """The open questions of a task, which are stored as JSON, without those that have expired."""
+    """The open questions of a task, from stored JSON, which can contain expired ones too."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return strict_json.fragment(value) if value == NO_QUESTIONS else open_questions(value)
 
 
 def open_questions(stored: str) -> list[dict[str, Any]]:
-    """The questions in `Task.questions` that are still open."""
+    """The questions in `Task.questions` that have not expired."""
     now = clock.now()
     questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
     return [
@@ -310,53 +310,52 @@ def open_questions(stored: str) -> list[dict[str, Any]]:
 
 
 class RequestSchema(Schema):
-    """The schema of a body whose fields can be null unless they are required."""
+    """The schema of a request body: fields that are not required can be null."""
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         field_obj.allow_none = not field_obj.required
 
 
 class ResponseSchema(Schema):
-    """The schema of a response, which has all fields that are not `optional`."""
+    """The schema of a response, which always contains the fields that are not `optional`."""
 
     class Meta:
-        # Later versions can add fields, which clients must ignore.
+        # Clients must ignore unknown fields, since later versions of the service can add some.
         unknown = EXCLUDE
 
-    # Fields that are present only in some cases, or if `expand` names them.
+    # Names of fields that are present only in some cases, or if `expand` names them.
     optional: ClassVar[tuple[str, ...]] = ()
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation only: of responses, only the fields of rows are also loaded, by
-        # an import.
+        # This is for the OpenAPI document: the service does not load responses.
         field_obj.required = field_name not in self.optional
 
 
 class RowSchema(ResponseSchema):
-    """A schema that serializes rows with functions built once from its fields, which is faster.
+    """A schema that serializes rows faster than marshmallow, by a plan that it makes once.
 
-    A field has the value of the column with its name in the `model`, such as `created_at` for
-    `createdAt`, or of its `column`. The result equals marshmallow's own `dump`, as a test shows.
+    A field reads the column of the `model` with the same name, such as `created_at` for
+    `createdAt`, or its `column`. A test checks that marshmallow's `dump` returns the same.
     """
 
     model: ClassVar[type[DeclarativeBase]]
 
     def __init__(self, **options: Any) -> None:
-        # Field -> its column, which reads of such rows select.
+        # Name of a field -> its column. Queries for these rows select the columns.
         self.columns: dict[str, InstrumentedAttribute[Any]] = {}
         super().__init__(**options)
-        # Of these fields, the row contains the JSON value.
+        # Fields of these types need no serializer: the row contains the JSON value.
         plain = (fields.String, fields.Integer)
         self._plan = [
             (key, field.attribute or key, None if type(field) in plain else field._serialize)
             for key, field in self.dump_fields.items()
         ]
         attributes = [attribute for _, attribute, _ in self._plan]
-        # For a single name, `attrgetter` would return no tuple.
+        # The first name is repeated, since `attrgetter` returns no tuple for a single name.
         self._values = attrgetter(*attributes, attributes[0])
 
     def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Column -> its stored value, for the fields in `changes`."""
+        """Name of a column -> the value to store, for the fields in `changes`."""
         values = {}
         for name, column in self.columns.items():
             if name in changes:
@@ -384,11 +383,14 @@ class RowSchema(ResponseSchema):
 
 
 def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """A dumped task as JSON in two parts, with the lines between them; the second may be empty."""
+    """The JSON of a dumped task before and after the lines of its log.
+
+    The second part is empty if the task was dumped without `logs`.
+    """
     head, _, tail = strict_json.dumps(dumped).partition(_SLOT)
     return (head + b"[", b"]" + tail) if tail else (head, b"")
 
 
 def dump_items(items: Sequence[Any]) -> bytes:
-    """Items of an array as JSON with commas between them, without the brackets."""
+    """The items of a JSON array with commas between them, without the brackets."""
     return strict_json.dumps(items)[1:-1]

@@ -13,24 +13,24 @@ class HookFieldsSchema(Schema):
     """A hook to create."""
 
     name = fields.name(
-        "The name; by default the target without its secret part, such as `ntfy.sh/alerts`.",
+        "The hook's name; by default the target without its secret part, such as `ntfy.sh/alerts`.",
         "Phone",
     )
     target = fields.text(
-        "A URL, which must be allowed as a callback's, or `mailto:ADDRESS`.",
+        "A URL that is allowed as a callback too, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
         **fields.bytes_at_most(terms.MAX_CALLBACK),
     )
     format = fields.choice(
-        "The form of the messages. By default it follows from the target: `mail` for `mailto:`, "
-        "`slack` for hooks.slack.com and for paths that end in `/slack`, `ntfy` for ntfy.sh, else "
-        "`standard`.",
+        "The format of the messages. The default depends on the target: `mail` for `mailto:`, "
+        "`slack` for hooks.slack.com and for paths that end in `/slack`, `ntfy` for ntfy.sh, "
+        "`standard` for any other.",
         terms.HOOK_FORMATS,
         terms.NTFY,
     )
     events = fields.StoredNames(
-        "The events to notify of; by default broken, fixed, asks, late and back.",
+        "The events that the hook is notified of; by default broken, fixed, asks, late and back.",
         list(event_kinds.DEFAULT_EVENTS),
         items=String(validate=validate.OneOf(event_kinds.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
@@ -58,8 +58,8 @@ class HookFieldsSchema(Schema):
         "Whether the message of a question has a link that answers it without a key.", False
     )
     after = fields.integer(
-        "The number of failures in a row that cause `agent.broken`, and later "
-        "`agent.fixed`; by default 1.",
+        "The number of failures in a row after which `agent.broken` is sent, and `agent.fixed` "
+        "when the agent works again; by default 1.",
         1,
         validate=validate.Range(1, terms.MAX_AFTER),
     )
@@ -69,14 +69,15 @@ class ChangeHookSchema(HookFieldsSchema):
     """Changes to a hook."""
 
     state = fields.choice(
-        "`active` also sends what has been pending for less than a day.",
+        "`active` turns the hook on, and sends deliveries that have been pending for less than a "
+        "day.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
 
 
 class HookSchema(HookFieldsSchema, fields.RowSchema):
-    """An address that is notified of events of a user's agents."""
+    """An address to which the service sends the events of a user's agents."""
 
     model = Hook
 
@@ -88,26 +89,26 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         )  # fmt: skip
 
     id = fields.uuid("The hook's ID.", examples.HOOK)
-    createdAt = fields.time("When it was created.", examples.TIME)
+    createdAt = fields.time("When the hook was created.", examples.TIME)
     state = fields.choice(
-        "While it is `off`, nothing is sent. Three deliveries in a row that failed permanently "
-        "turn it off, as does a response of 410.",
+        "While the hook is `off`, nothing is sent. Three deliveries in a row that fail permanently "
+        "turn it off, as does a response with status 410.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
     reason = fields.text(
-        "Why it fails, or why the service turned it off.",
+        "Why the hook fails, or why the service turned it off.",
         None,
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )
     failingSince = fields.time(
-        "When an attempt failed, if another one failed after it, and nothing was delivered for two "
-        "minutes or more.",
+        "While the hook fails, the time of the first failed attempt since the last delivery. A "
+        "hook fails after two failed attempts if the first was at least two minutes ago.",
         None,
         attribute="failing_since",
         allow_none=True,
     )
-    lastDeliveredAt = fields.time("When something was last delivered.", None)
+    lastDeliveredAt = fields.time("When an event was last delivered.", None)
 
 
 class HookDeliverySchema(DeliverySchema):
@@ -116,15 +117,15 @@ class HookDeliverySchema(DeliverySchema):
     event = fields.text("The event.", event_kinds.AGENT_BROKEN.name, column=Event.name)
     agentId = fields.text("The agent's ID.", "summarizer", column=Event.agent_id)
     taskId = fields.uuid("The task's ID; null for a late agent.", None, column=Event.task_id)
-    createdAt = fields.time("When it happened.", examples.TIME)
+    createdAt = fields.time("When the event happened.", examples.TIME)
 
 
 class TestedHookSchema(fields.ResponseSchema):
     """The outcome of a test message."""
 
-    delivered = fields.boolean("Whether the receiver accepted it.", True)
+    delivered = fields.boolean("Whether the receiver accepted the message.", True)
     statusCode = fields.integer(
-        "The receiver's HTTP status; null without one.",
+        "The status of the receiver's HTTP response; null without a response.",
         200,
         attribute="status_code",
         allow_none=True,

@@ -1,4 +1,4 @@
-"""The JSON Schema of an agent's input: allowed schemas, and matching values."""
+"""Checks the JSON Schema of an agent's input, and inputs against it."""
 
 import json
 import math
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16
-# Maximum numbers of values and of patterns in a schema, with each `$ref` replaced by its target.
+# Maximum numbers of values and of patterns in a schema whose `$ref`s are replaced by their targets.
 MAX_VALUES = 4_000
 MAX_PATTERNS = 50
-# A compiled pattern takes memory, and time for each byte of a text, in proportion to its size in
-# bytes. The size can only be found by trying these limits.
+# The memory of a compiled pattern, and its time for each byte of a text, are proportional to its
+# size in bytes. The only way to find the size is to compile the pattern with these limits.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
 MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
-# More memory for its cache makes a pattern hardly faster.
+# A larger cache hardly makes a pattern faster.
 _PATTERN_CACHE = 64 << 10
-# Classes such as `\d`, which the validator replaces one by one, in quadratic time.
+# The validator replaces classes such as `\d` one after the other, which takes quadratic time.
 MAX_BACKSLASHES = 500
 
-# MCP clients drop a tool that has one of these at the root.
+# MCP clients ignore a tool whose schema has one of these keywords at the top level.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
-# Keywords that would change the target of a `$ref`, belong to other drafts, or let an MCP client
-# repeat a value in a header, which the service would have to compare.
+# Keywords that change the target of a `$ref`, belong to other drafts, or make an MCP client repeat
+# a value in a header, which the service would have to compare with the input.
 _NOWHERE = {
     "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
     "$schema", "$vocabulary", "dependencies", "x-mcp-header",
-    # The validator takes twice as long for each level of these keywords.
+    # Each nested level of these two doubles the time of the validator.
     "unevaluatedItems", "unevaluatedProperties",
 }  # fmt: skip
-# Keywords that have one schema, a list of them, or an object of them; all others have data.
+# Keywords whose value is a schema, a list of schemas, or an object whose values are schemas. The
+# values of all other keywords are data.
 _ONE = {
     "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
     "propertyNames", "then",
@@ -72,7 +73,7 @@ def check_input_schema(schema: dict[str, Any]) -> None:
 
 
 def _reason(error: "jsonschema_rs.ValidationError") -> str:
-    """Why the validator rejects a schema."""
+    """The reason for which the validator rejects a schema."""
     place = ".".join(map(str, error.instance_path))
     if error.instance_path[-1:] == ["type"]:
         return f"{place}: must be one or several of {', '.join(TYPES)}."
@@ -86,27 +87,28 @@ def _reason(error: "jsonschema_rs.ValidationError") -> str:
     return f"{place}: {sentence(error)}"
 
 
-# The validator holds the interpreter's lock, so its time is bounded in steps of about 20 ns: one
-# for each value of the input and each value of the schema, or SLOW where one that is compared is a
-# fraction or a very large number.
+# The validator blocks the other threads of the process, so its work is limited. It is estimated in
+# steps of about 20 ns. Each value of the input takes one step for each value of the schema, or SLOW
+# steps if the comparison involves a fraction or a very large number.
 SLOW = 150
 _SLOW_KEYWORDS = {"multipleOf", "uniqueItems"}
-# For each byte of the input.
+# Steps that a `format` takes for each byte of the input.
 FORMAT_STEPS = 4
 PATTERN_SIZE_OF_STEP = 400
 MAX_STEPS = 20_000_000
-# Up to this number of steps errors are listed: there may be one for every second step, and each
-# contains a copy of the wrong value.
+# Errors are listed only up to this number of steps, since every second step can find an error, and
+# each error contains a copy of the invalid value.
 MAX_NAMED = 100_000
 BYTES_COPIED_IN_STEP = 100
-# Larger numbers than these are compared digit by digit, as are fractions.
+# Numbers above this one, and fractions, are compared digit by digit.
 _MAX_WHOLE = 1 << 53
-# Numbers closer to 0 count as this one: with hundreds of digits they would take 50 times as long.
+# A number closer to 0 is replaced by this one: with its hundreds of digits, comparing it would take
+# 50 times as long.
 _SMALLEST = 1e-20
 
 
 def input_problems(schema: str, text: str) -> dict[str, list[str]]:
-    """`input.<name>` -> the errors there, if any; this takes too long for a transaction."""
+    """`input.<name>` -> the errors of that member. Too slow to be called in a transaction."""
     return problems("input", schema, text, "the agent's inputSchema")
 
 
@@ -114,7 +116,7 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
     try:
         validator, weight = _compiled(schema)
     except ValidationError as error:
-        # It was stored before there was this limit.
+        # A schema that was stored by an earlier version, which did not have this limit.
         return {place: [f"{name[0].upper()}{name[1:]} is not allowed: {error.messages[0]}"]}
     instance, slow_numbers = _loads(text)
     values, size = sum(map(text.count, ",:[{")) + 1, len(text.encode())
@@ -129,24 +131,24 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
 
 
 class Weight(NamedTuple):
-    """The weight of a schema, with each `$ref` replaced by its target."""
+    """The weight of a schema whose `$ref`s are replaced by their targets."""
 
     values: int
     numbers: int
-    # Numbers and keywords that make a comparison slow.
+    # The count of numbers and keywords that make a comparison slow.
     slow: int
     # Steps for each byte of an input.
     of_byte: int
 
 
 def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, Weight]":
-    """The validator, and the weight of the schema. Raises ValidationError."""
-    # Imported here, since few requests need it.
+    """The validator for a schema, and the weight of the schema. Raises ValidationError."""
+    # Imported here, since few requests need the validator.
     import jsonschema_rs
 
     root, _ = _loads(schema)
     try:
-        # First, since the weight relies on the types of the keywords' values.
+        # Checked first: `_weight` relies on the types of the keywords' values.
         _schema_of_schemas().validate(root)
         weight = _weight(root)
         return _validator(root), weight
@@ -211,14 +213,14 @@ def _pattern_size(pattern: str) -> int:
 
 
 def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schema itself and all inside it, with their JSON pointers."""
+    """The schema and all schemas nested in it, with their JSON pointers."""
     yield pointer, schema
     for inner_pointer, inner in _inner(pointer, schema):
         yield from _schemas(inner_pointer, inner)
 
 
 def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside a schema, with their JSON pointers."""
+    """The schemas one level inside a schema, with their JSON pointers."""
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
         if keyword in _ONE:
             yield f"{pointer}/{keyword}", value
@@ -229,7 +231,7 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """The JSON pointer that the schema refers to, if any. Raises ValidationError."""
+    """A list of the JSON pointer that the schema refers to, or empty. Raises ValidationError."""
     place = pointer.removeprefix("#/").replace("/", ".")
     if unwanted := _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set()):
         raise ValidationError(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
@@ -242,7 +244,7 @@ def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) ->
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """All values inside a value."""
+    """All values nested in an object or array."""
     for inner in value.values() if isinstance(value, dict) else value:
         yield inner
         if isinstance(inner, dict | list):
@@ -254,7 +256,9 @@ def _is_slow(number: Any) -> bool:
 
 
 def _loads(text: str) -> tuple[Any, int]:
-    """JSON that was checked before, with numbers for the validator; and its number of slow ones."""
+    """The value of valid JSON text, with numbers as `_number` returns them, and the count of those
+    that are slow to compare.
+    """
     slow_numbers = 0
 
     def number(digits: str) -> int | float:
@@ -267,7 +271,9 @@ def _loads(text: str) -> tuple[Any, int]:
 
 
 def _number(text: str) -> int | float:
-    """A whole number of up to 18 digits, or equal to a double; else the nearest double."""
+    """An int if the text has up to 18 digits or is a whole number up to `_MAX_WHOLE`; otherwise the
+    nearest double.
+    """
     if len(text) <= 18 and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)

@@ -35,54 +35,56 @@ class StartSchema(fields.RequestSchema):
     """A task to start."""
 
     agentId = fields.text(
-        "The agent that does the work; it must be registered.", "summarizer", required=True
+        "The agent that executes the task; it must be registered.", "summarizer", required=True
     )
-    name = fields.name("The name; the agent's by default.", "nightly summary")
+    name = fields.name("The task's name; by default the agent's name.", "nightly summary")
     input = fields.json_object("The task's input; at most 1 MiB.", {"mailbox": "office"})
     callback = fields.text(
-        "The URL that receives a signed webhook when the task ends: http or https, without "
-        "user info and fragment.",
+        "The http or https URL that receives a signed webhook when the task ends. It has no user "
+        "info and no fragment.",
         "https://myapp.example/api/v1/callback/2100aaa",
         **fields.bytes_at_most(terms.MAX_CALLBACK),
         format="uri",
     )
     timeout = fields.timeout(
-        "Seconds without an append or report until a claimed task times out; 0: no limit.", 3600
+        "Seconds after which a claimed task times out if its agent sends no append or report; "
+        "0: no limit.",
+        3600,
     )
-    claim = fields.StrictBoolean("Whether the caller claims it.", False)
+    claim = fields.StrictBoolean("Whether the caller claims the task at its start.", False)
     claimedAt = fields.timestamp(
-        "When the work of a claimed task began, if its start is sent later: up to 30 days ago."
+        "When the work began, if a claimed task is started later than that: at most 30 days ago."
     )
     labels = fields.labels("Key–value pairs to filter by.")
     parentId = fields.uuid("The parent task; the key must have access to it.", None)
 
 
 class RerunSchema(fields.RequestSchema):
-    """A task to run again."""
+    """Changes for the new task of a rerun."""
 
     input = fields.json_object(
-        "The input of the new task, if it is not the same; at most 1 MiB.", {"mailbox": "office"}
+        "The input of the new task; by default the same. At most 1 MiB.", {"mailbox": "office"}
     )
-    labels = fields.labels("The labels of the new task, if they are not the same.")
+    labels = fields.labels("The labels of the new task; by default the same.")
 
 
 class BulkSchema(fields.RequestSchema):
     """An action on many tasks."""
 
     action = fields.choice(
-        "The change of each task.", terms.BULK_ACTIONS, terms.CANCEL, required=True
+        "The action for each of the tasks.", terms.BULK_ACTIONS, terms.CANCEL, required=True
     )
     taskIds = fields.strings(
-        "The tasks; one that is named twice counts once.",
+        "The IDs of the tasks; a repeated ID counts once.",
         [examples.TASK],
         validate=Length(1, terms.MAX_LIMIT),
     )
 
 
 class FailureSchema(Schema):
-    """Why a task failed. Other types of errors can't be reported."""
+    """Why a task failed. An agent can only report errors of the type `failed`."""
 
-    type = fields.text("`failed`, if given.", validate=Equal(terms.FAILED))
+    type = fields.text("The type of the error: `failed`.", validate=Equal(terms.FAILED))
     message = fields.text(
         "The reason, for people.", required=True, **fields.bytes_at_most(terms.MAX_MESSAGE)
     )
@@ -91,7 +93,7 @@ class FailureSchema(Schema):
 class ReportSchema(Schema):
     """Changes to a task."""
 
-    # The fields that a report can combine, in JSON Schema.
+    # The fields that a report can combine, as JSON Schema for the OpenAPI document.
     rule: ClassVar = {
         "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
@@ -99,19 +101,21 @@ class ReportSchema(Schema):
 
     status = fields.choice("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
     output = fields.json_object(
-        "Each key replaces the stored key; at most 1 MiB in total.", {"sum": 15}
+        "Keys to set in the output: each replaces the stored value of the key. The whole output "
+        "has at most 1 MiB.",
+        {"sum": 15},
     )
     error = Nested(FailureSchema(), allow_none=True)
     name = fields.name("A new name.")
     progress = fields.Number("The progress.", 0.5, allow_none=True, validate=fields.up_to(1))
     note = fields.text(
-        "The progress in words.",
+        "The progress, for people.",
         "34 of 68 pages",
         allow_none=True,
         validate=Length(max=terms.MAX_NOTE),
     )
     seconds = fields.Number(
-        "How long the work took, for a report that may arrive later than the work ended.",
+        "How long the work took in seconds, for a report that may arrive after the work ended.",
         12.5,
         allow_none=True,
         validate=fields.up_to(terms.MAX_TIMEOUT),
@@ -137,14 +141,14 @@ class AskSchema(fields.RequestSchema):
         properties={"type": "object"},
     )
     timeout = fields.timeout(
-        "Seconds until the question expires; by default a day, 0: never.", 3600
+        "Seconds until the question expires; by default a day. 0: it never expires.", 3600
     )
 
 
 class AnswerQuestionSchema(fields.RequestSchema):
-    """The answer of a person."""
+    """A person's answer to a question."""
 
-    # `check_content` in JSON Schema.
+    # The rule of `check_content`, as JSON Schema for the OpenAPI document.
     rule: ClassVar = {
         "if": {"properties": {"action": {"const": terms.DECLINE}}, "required": ["action"]},
         "then": {"properties": {"content": {"type": "null"}}},
@@ -170,25 +174,25 @@ class AppendSchema(fields.RequestSchema):
     """Lines to add to a log."""
 
     logs = fields.strings(
-        "Lines of at most 64 KiB; a string with line feeds becomes several.",
+        "The lines, each of at most 64 KiB; a string with line feeds becomes several lines.",
         ["Synopsis: Running", "15 mails"],
     )
     seq = fields.integer(
-        "The number of the first line sent, counted from 1 for each writer: lines already "
-        "stored are skipped.",
+        "The number of the first line in this request, counted from 1 for each writer. Lines that "
+        "are already stored are skipped.",
         1,
         validate=Range(1, 1 << 53),
     )
     writer = fields.text(
-        f"The name of the writer, if there are several; empty by default. A task can have at "
+        f"The name of the writer, if the log has several; empty by default. A task can have at "
         f"most {terms.MAX_WRITERS:,} writers.",
         "worker-1",
         validate=Length(max=terms.MAX_WRITER),
     )
     # Without a type, since Java generators create a broken class for `anyOf` with an array.
     at = fields.times(
-        "When the agent printed the lines, in RFC 3339: one time for all, or an ascending "
-        "array with one time for each string. Now by default.",
+        "When the agent printed the lines, in RFC 3339: one time for all lines, or an ascending "
+        "array with one time for each string. The default is the current time.",
         examples.TIME,
     )
 
@@ -196,17 +200,19 @@ class AppendSchema(fields.RequestSchema):
 class AnnotationsSchema(Schema):
     """The MCP tool annotations of an agent; clients treat them as hints."""
 
-    title = fields.name("The name in a list of tools.", "Sum up the mail")
+    title = fields.name("The agent's name in a list of tools.", "Sum up the mail")
     readOnlyHint = fields.StrictBoolean("Whether the agent changes nothing.", False)
-    destructiveHint = fields.StrictBoolean("Whether it can delete or overwrite data.", True)
-    idempotentHint = fields.StrictBoolean("Whether a repetition changes nothing.", False)
-    openWorldHint = fields.StrictBoolean("Whether it uses external systems.", True)
+    destructiveHint = fields.StrictBoolean("Whether the agent can delete or overwrite data.", True)
+    idempotentHint = fields.StrictBoolean(
+        "Whether another task with the same input changes nothing more.", False
+    )
+    openWorldHint = fields.StrictBoolean("Whether the agent uses external systems.", True)
 
 
 class ExpectSchema(Schema):
-    """When tasks of an agent are expected to start, regularly or by cron, and how long they run."""
+    """When tasks of an agent are expected to start, and how long they are expected to run."""
 
-    # `check_kind` in JSON Schema.
+    # The rule of `check_kind`, as JSON Schema for the OpenAPI document.
     rule: ClassVar = {
         "if": {"required": ["cron"]},
         "then": {"not": {"required": ["every"]}},
@@ -218,25 +224,25 @@ class ExpectSchema(Schema):
     }
 
     every = fields.integer(
-        "The maximum number of seconds from one start to the next.",
+        "The maximum number of seconds from the start of a task to the start of the next.",
         90_000,
         validate=Range(60, terms.MAX_TIMEOUT),
     )
     cron = fields.text(
-        "A cron expression of five fields: each time is a run.",
+        "A cron expression of five fields. A task is expected to start at each of its times.",
         "0 2 * * 1-5",
         validate=Length(1, terms.MAX_NAME),
     )
     timeZone = fields.text("The time zone of `cron`; UTC by default.", "Europe/Berlin")
     grace = fields.integer(
-        "Seconds until an agent without a run is late; 3600 by default.",
+        "Seconds after the expected start of a task until the agent is late; 3600 by default.",
         3_600,
         validate=Range(0, 30 * 86_400),
     )
     maxDuration = fields.integer(
-        "Seconds from the claim of a task until it hangs, alone or with `every` or `cron`; without "
-        "it, a task hangs that runs when the next one is overdue, or that is silent and runs much "
-        "longer than usual.",
+        "Seconds from the claim of a task until the task hangs; can be set alone, or with `every` "
+        "or `cron`. Without `maxDuration`, a task hangs if it still runs when the next task is "
+        "overdue, or if it is silent and runs much longer than usual.",
         7_200,
         validate=Range(terms.MIN_DURATION, terms.MAX_DURATION),
     )
@@ -262,31 +268,31 @@ class ExpectSchema(Schema):
 class PutAgentSchema(fields.RequestSchema):
     """An agent to register, or changes to it."""
 
-    name = fields.name("The name; by default the agent's ID.", "Nightly summarizer")
+    name = fields.name("The agent's name; by default its ID.", "Nightly summarizer")
     description = fields.text(
         "The agent's purpose, for people and models.",
         "Sums up the day's mail.",
         validate=Length(max=terms.MAX_DESCRIPTION),
     )
     inputSchema = _schema_field(
-        "JSON Schema (draft 2020-12) that the input of each unclaimed start and each rerun "
-        "must match: at most 16 KiB and 16 levels; at the top level the type object, and no "
-        "oneOf, anyOf, allOf, not, if, enum or $ref; each $ref begins with #/ and does not "
-        "lead back to itself.",
+        "A JSON Schema (draft 2020-12) that the input must match at each rerun, and at each start "
+        "of a task that the caller does not claim. The schema has at most 16 KiB and 16 levels. "
+        "At the top level it has the type object, and no oneOf, anyOf, allOf, not, if, enum or "
+        "$ref. Each $ref begins with #/ and does not lead back to itself.",
         examples.INPUT_SCHEMA,
         input_schema.check_input_schema,
         type={"const": "object"},
     )
     annotations = Nested(AnnotationsSchema())
     tool = fields.StrictBoolean(
-        "Whether MCP clients get a tool for this agent; null, the default: while a worker was seen "
-        "in the last 30 days.",
+        "Whether MCP clients get a tool for this agent. With null, the default, they get the tool "
+        "if a worker of the agent was seen in the last 30 days.",
         True,
     )
     expect = Nested(ExpectSchema())
     mutedUntil = fields.timestamp(
-        "Until when people are not notified of the agent, except of its questions: up to "
-        f"{terms.MAX_MUTE_DAYS} days ahead; null ends this.",
+        "Until when people are notified only of the agent's questions: up to "
+        f"{terms.MAX_MUTE_DAYS} days ahead. null ends the mute.",
         None,
     )
 
@@ -299,7 +305,7 @@ class CreateKeySchema(fields.RequestSchema):
         "The agent that the key is limited to; it must be registered.", "summarizer"
     )
     access = fields.choice(
-        "`read`: the key can only read; by default `full`.", terms.ACCESSES, terms.FULL
+        "`read` for a key that can only read; by default `full`.", terms.ACCESSES, terms.FULL
     )
     expiresAt = fields.timestamp("When the key expires; never by default.", "2126-11-24T13:36:00Z")
 
@@ -317,8 +323,8 @@ class CreateLinkSchema(fields.RequestSchema):
     """A link to create."""
 
     expiresAt = fields.timestamp(
-        f"When the link expires: in {terms.LINK_DAYS} days by default, in {terms.MAX_LINK_DAYS} "
-        "at the latest.",
+        f"When the link expires: by default {terms.LINK_DAYS} days from now, and at most "
+        f"{terms.MAX_LINK_DAYS} days from now.",
         None,
     )
 
@@ -332,8 +338,8 @@ class TaskQuerySchema(Schema):
 
     fields_ = fields.names(
         TASK_FIELDS,
-        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by "
-        "default. With `fields`, the response is a `PartialTask`.",
+        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. By default all of "
+        "them. With `fields`, the response is a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )
@@ -343,7 +349,7 @@ class TaskQuerySchema(Schema):
 
 
 def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
-    """The end of a page: the sort, a time, a task's ID, and in a search the last line's number."""
+    """The end of a page: sort, time and ID of the last task; in a search also its line number."""
 
     def load(text: str) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.
@@ -359,12 +365,12 @@ def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int =
                 return sort, time, task_id, *line
         raise ValidationError("Not a cursor of this list.")
 
-    description = f"Opaque position from the previous page's `Link`.{note}"
+    description = f"The position where the page begins, from the previous page's `Link`.{note}"
     return fields.raw(description, post_load=load, type="string")
 
 
 def dump_cursor(sort: str, *position: str | int) -> str:
-    """The cursor that `_cursor` loads."""
+    """The text of a cursor, which the field of `_cursor` loads."""
     return urlsafe_b64encode(orjson.dumps((sort, *position))).decode()
 
 
@@ -374,14 +380,14 @@ class FilterQuerySchema(Schema):
     status = fields.choice("Only tasks with this status.", terms.STATUSES)
     errorType = fields.choice("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
-    asking = fields.flag("`true`: only tasks with open questions; `false`: only others.")
-    hanging = fields.flag("`true`: only tasks that hang; `false`: only others.")
+    asking = fields.flag("`true`: only tasks with open questions; `false`: only tasks without.")
+    hanging = fields.flag("`true`: only tasks that hang; `false`: only tasks that don't.")
     agentId = fields.agent_id("Only tasks of this agent.")
     parentId = fields.uuid("Only child tasks of this task.")
     label = fields.label_texts(
-        "Only tasks with this label, `key:value`; if repeated, with all of them."
+        "Only tasks with this label, as `key:value`. Repeat it to require several labels."
     )
-    q = fields.name("Only tasks whose name contains this text, in upper or lower case.")
+    q = fields.name("Only tasks whose name contains this text; case is ignored.")
     createdAfter = fields.timestamp("Only tasks started after this time.")
     createdBefore = fields.upper_bound("Only tasks started before this time.")
     finishedAfter = fields.timestamp("Only tasks that ended after this time.")
@@ -391,13 +397,15 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
     """The tasks in a list, and their order."""
 
     sort = fields.choice(
-        "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
-        "only, earliest end first.",
+        "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: only finished tasks, "
+        "in the order in which they ended.",
         terms.SORTS,
         default=terms.SORTS[0],
     )
     limit = fields.number_text(
-        1, terms.MAX_LIMIT, "Maximum tasks on a page; all are streamed without it."
+        1,
+        terms.MAX_LIMIT,
+        "The maximum number of tasks on a page. Without `limit`, all tasks are streamed.",
     )
     cursor = _cursor(" Requires `limit`.")
 
@@ -412,7 +420,7 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
 
 
 class SearchQuerySchema(FilterQuerySchema):
-    """The text to search for, and the filters of tasks."""
+    """The text to search for, and filters of the tasks whose logs are searched."""
 
     text = fields.text(
         "The text that a line must contain, character for character.",
@@ -420,7 +428,7 @@ class SearchQuerySchema(FilterQuerySchema):
         required=True,
         validate=Length(1, terms.MAX_SEARCHED_TEXT),
     )
-    case = fields.flag("`true`: ASCII letters must have the same case; any case by default.")
+    case = fields.flag("`true`: ASCII letters must match in case. By default, case is ignored.")
     limit = fields.number_text(
         1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
@@ -437,21 +445,21 @@ class NewLinesQuerySchema(Schema):
 
 
 class LogQuerySchema(Schema):
-    """The lines of a log in the response."""
+    """The range of the lines in the response."""
 
     after = fields.number_text(
-        0, (1 << 63) - 1, "Only lines after this number; from the first by default."
+        0, (1 << 63) - 1, "Only lines after the line with this number; by default all lines."
     )
     limit = fields.number_text(
         1,
         terms.MAX_LINES,
-        f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
+        f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; all lines for `text/plain`.",
     )
     times = fields.flag("Whether to return the time of each line.")
 
 
 class FollowQuerySchema(Schema):
-    """The form of the events."""
+    """The format of the events."""
 
     times = fields.flag("Whether to send the time of each line.")
 
@@ -467,7 +475,7 @@ class NumbersQuerySchema(Schema):
 
     path = fields.text("Only numbers at this path; without it, all paths.", "usage.output_tokens")
     limit = fields.number_text(
-        1, terms.MAX_LIMIT, "Maximum numbers at `path`: the newest ones. Default: 100."
+        1, terms.MAX_LIMIT, "With `path`: how many of the newest numbers to return. Default: 100."
     )
 
     @validates_schema
@@ -477,7 +485,7 @@ class NumbersQuerySchema(Schema):
 
 
 class AppendQuerySchema(Schema):
-    """The fields of a JSON body, for a text body."""
+    """Fields that a text body can't contain."""
 
     seq = fields.number_text(1, 1 << 53, "With `text/plain`: the same as `seq` in the JSON body.")
     writer = fields.text(
@@ -485,7 +493,7 @@ class AppendQuerySchema(Schema):
         validate=Length(max=terms.MAX_WRITER),
     )
     at = fields.times(
-        "With `text/plain`: when the agent printed the lines, one time for all.",
+        "With `text/plain`: when the agent printed the lines, as one time for all of them.",
         examples.TIME,
         type="string",
         format="date-time",

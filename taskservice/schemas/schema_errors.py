@@ -1,4 +1,4 @@
-"""The errors of a JSON Schema validator as messages by the name of the field."""
+"""Turns the errors of the JSON Schema validator into messages by the name of the field."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +25,12 @@ TYPES = {
 }
 
 
-# Keyword -> the message for an error of it; `.value` is the keyword's value.
+# Keyword -> the message if the keyword does not match; `.value` is the keyword's value.
 _SENTENCES = {
     "format": "Must have the format {.value}.",
     "pattern": "Must match {.value}",
-    "anyOf": "Must match one of several.",
-    "oneOf": "Must match exactly one of several.",
+    "anyOf": "Must match one of the schemas in anyOf.",
+    "oneOf": "Must match exactly one of the schemas in oneOf.",
     "not": "Not allowed.",
     "falseSchema": "Not allowed.",
     "contains": "Must contain at least one matching item.",
@@ -41,7 +41,7 @@ _SENTENCES = {
 def named(
     place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
 ) -> dict[str, list[str]]:
-    """`place.<name>` -> the errors of the value there."""
+    """`place.<name>` -> the messages about the value with that path."""
     by_place: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
         ends, message = _fault(instance, error)
@@ -57,13 +57,16 @@ def named(
 def _fault(
     instance: Any, error: "jsonschema_rs.ValidationError"
 ) -> tuple[Iterable[Sequence[str]], str]:
-    """The last parts of the paths of the properties of an error, or `()`; and the message."""
+    """The properties that an error is about, each as a path inside the value, and the message.
+
+    The path is `()` if the error is about the value itself.
+    """
     kind: Any = error.kind
     if kind.name == "required":
         return [(kind.value,)], "Missing."
     unknown = kind.value if kind.name == "additionalProperties" else ()
     if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
-        # The validator's error for an object that must have no properties at all.
+        # The validator reports this for an object that must have no properties at all.
         unknown = reduce(getitem, error.instance_path, instance)
     if unknown:
         return ((name,) for name in unknown), "Unknown field."

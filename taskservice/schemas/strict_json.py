@@ -11,37 +11,37 @@ from taskservice.exact_json import exact_double, is_deeper, unique_members
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
-# Limits of a request: as many as fit into the largest input or output. An object takes up to 230
-# bytes of memory, another value with its key up to 190.
+# Limits of the JSON in a request: the largest input or output can't contain more. In memory, an
+# object takes up to 230 bytes, any other value with its key up to 190.
 MAX_CONTAINERS = 350_000
 MAX_VALUES = 700_000
-# Parsing text with fewer takes little memory for its size.
+# Text with at most this many containers takes little memory to parse, relative to its length.
 FEW_CONTAINERS = 50_000
 
-# A string, which may have no end, or a character that is counted.
+# A string, even without its closing quote, or a character that is counted.
 _STRING_OR_COUNTED = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
 
-# The escape of NUL, but not of a backslash before the letters u0000.
+# The escape of NUL; a backslash that is escaped itself does not begin it.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class NotJson(ValueError):
-    """The text is not valid JSON; the message is the reason."""
+    """Raised if the text is not valid JSON; the message is the reason."""
 
 
 class UnsupportedNumber(ValueError):
-    """A number that many programs can't read exactly; the message is the reason."""
+    """Raised for a number that many programs can't read exactly; the message is the reason."""
 
 
 def loads_request(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
-    """Like `loads`, for text of a client; raises NotJson also for too many values."""
-    # Checked before parsing, since parsing takes the memory.
+    """Like `loads`, for text from a client: raises NotJson for too many values too."""
+    # The counts are checked first, since it is parsing that takes the memory.
     _check_counts(data, max_containers)
     return loads(data)
 
 
 def has_many_containers(data: bytes) -> bool:
-    """Whether there may be more than FEW_CONTAINERS objects and arrays in this text."""
+    """Whether this text may contain more than FEW_CONTAINERS objects and arrays."""
     return data.count(b"{") + data.count(b"[") > FEW_CONTAINERS
 
 
@@ -54,7 +54,7 @@ def loads(data: bytes) -> Any:
     than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Only in this case, since it takes longer than all other checks.
+        # Replaced only if the text may contain it, since this takes longer than all checks.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     try:
         text = data.decode()
@@ -78,7 +78,8 @@ def loads(data: bytes) -> Any:
     return value
 
 
-# A value as compact JSON in UTF-8; the text is equal for equal values if it is `canonical`.
+# Writes a value as compact JSON in UTF-8. With the option `canonical`, equal values become equal
+# text.
 dumps = orjson.dumps
 canonical = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
 # JSON text that `dumps` writes unchanged.
@@ -89,7 +90,7 @@ def _check_counts(data: bytes, max_containers: int) -> None:
     containers = data.count(b"{") + data.count(b"[")
     if containers <= max_containers and containers + data.count(b",") <= MAX_VALUES:
         return
-    # Most of the characters may be inside strings.
+    # Now count exactly: many of these characters can be inside strings.
     containers = values = 0
     for match in _STRING_OR_COUNTED.finditer(data):
         containers += match[0] in (b"{", b"[")

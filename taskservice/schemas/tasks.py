@@ -1,4 +1,4 @@
-"""Tasks, whose fields define reads, lists, webhooks and exports; questions; deliveries."""
+"""The schemas of tasks, questions and deliveries, for responses, webhooks and exports."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ TASK_EXPANSIONS = ("agent", "user")
 
 
 class TaskError(fields.Documented):
-    """Why a task ended as error: by TaskErrorSchema, or null."""
+    """An object as in TaskErrorSchema, or null."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
         return None if value is None else {"type": value, "message": obj.error_message}
@@ -24,8 +24,8 @@ class TaskErrorSchema(fields.ResponseSchema):
     """Why a task ended as `error`."""
 
     type = fields.choice(
-        "`failed`: the agent reported it; `cancelled`: the user cancelled the task; `timeout`: the "
-        "agent sent nothing for too long.",
+        "`failed`: the agent reported a failure; `cancelled`: the user cancelled the task; "
+        "`timeout`: the agent sent nothing for too long.",
         terms.ERROR_TYPES,
         terms.FAILED,
     )
@@ -44,13 +44,13 @@ class QuestionSchema(fields.RowSchema):
     message = fields.text("The question.", "Deploy to production?")
     schema = fields.StoredJson("The JSON Schema of the answer.", answer_schema.DEFAULT)
     state = fields.choice(
-        "Only an open question can be answered.", terms.QUESTION_STATES, terms.OPEN
+        "The state; only an open question can be answered.", terms.QUESTION_STATES, terms.OPEN
     )
     askedAt = fields.time("When the question was asked.", examples.TIME)
-    expiresAt = fields.time("When the question expires; null: never.", None)
-    answer = fields.StoredJson("The answer; null unless there is one.", None)
+    expiresAt = fields.time("When the question expires; null if it never does.", None)
+    answer = fields.StoredJson("The answer; null if the question has none.", None)
     answeredBy = fields.key_name(
-        "The name of the key that answered or declined the question; else null.", None
+        "The name of the key that answered or declined the question; null if none did.", None
     )
 
 
@@ -65,8 +65,8 @@ class TaskSchema(fields.RowSchema):
 
     id = fields.uuid("The task's ID; IDs sort by creation time.", examples.TASK)
     name = fields.text("The task's name.", "nightly summary")
-    agentId = fields.text("The agent that does the work.", "summarizer")
-    userId = fields.uuid("The user that owns the task.", examples.USER)
+    agentId = fields.text("The ID of the task's agent.", "summarizer")
+    userId = fields.uuid("The ID of the user that owns the task.", examples.USER)
     createdAt = fields.time("When the task was started.", examples.TIME)
     updatedAt = fields.time("When the task last changed.", examples.LATER)
     claimedAt = fields.time("When an agent claimed the task.", None)
@@ -76,11 +76,11 @@ class TaskSchema(fields.RowSchema):
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # Most rows contain only the size of the lines.
+        # Most queries do not read the lines: their rows contain only the size.
         attribute="log_bytes",
     )
     firstLog = fields.integer(
-        "The number of the first stored line; `logCount` + 1 if none is left.",
+        "The number of the first stored line; `logCount` + 1 if no line is stored.",
         1,
         validate=validate.Range(1),
     )
@@ -88,7 +88,7 @@ class TaskSchema(fields.RowSchema):
     output = fields.StoredJson("The task's output.", {})
     status = fields.choice("The task's status.", terms.STATUSES, terms.RUNNING)
     error = TaskError(
-        "Why the task ended as `error`; null for any other status.",
+        "Why the task ended as `error`; null if the status is not `error`.",
         None,
         anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
         column=Task.error_type,
@@ -100,22 +100,23 @@ class TaskSchema(fields.RowSchema):
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
     hangingSince = fields.time(
-        "Since when the task hangs; null unless it does. It runs for longer than it should, or is "
-        "silent for longer than usual.",
+        "Since when the task hangs: it runs for longer than it should, or is silent for longer "
+        "than usual. null if the task does not hang.",
         None,
     )
-    progress = fields.StoredNumber("Progress from 0 to 1, as reported.", 0.5, minimum=0, maximum=1)
-    note = fields.text("The progress in words.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
+    progress = fields.StoredNumber("The progress, from 0 to 1.", 0.5, minimum=0, maximum=1)
+    note = fields.text("The progress, for people.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
     seconds = fields.StoredNumber(
-        "How long the work took, as its agent measured it; null if it did not report this.",
+        "How long the work took in seconds, as the agent measured it; null if the agent did not "
+        "report it.",
         12.5,
         minimum=0,
     )
     labels = fields.StoredJson(
         "Key–value pairs to filter by.", {"env": "prod"}, additionalProperties={"type": "string"}
     )
-    parentId = fields.uuid("The parent task, if there is one.", None)
-    rerunOf = fields.uuid("The task that this task runs again.", None)
+    parentId = fields.uuid("The ID of the parent task; null if there is none.", None)
+    rerunOf = fields.uuid("The ID of the task that this task reruns; null if there is none.", None)
     questions = fields.OpenQuestions(
         "The open questions, oldest first.", [], items=Nested(QuestionSchema())
     )
@@ -130,9 +131,9 @@ class TaskSchema(fields.RowSchema):
 
 
 class RefusedSchema(fields.ResponseSchema):
-    """A task on which the action was not possible."""
+    """A task for which the action was refused."""
 
-    id = fields.text("The task's ID, as it was sent.", examples.TASK)
+    id = fields.text("The task's ID, as in the request.", examples.TASK)
     code = fields.text("The error code of the refusal.", error_codes.TASK_FINISHED)
 
 
@@ -142,19 +143,19 @@ class BulkResultSchema(fields.ResponseSchema):
     optional = ("tasks",)
 
     done = fields.integer("The number of tasks that were changed.", 28, minimum=0)
-    refused = fields.array("The tasks that were left as they are.", items=Nested(RefusedSchema()))
+    refused = fields.array("The tasks that were not changed.", items=Nested(RefusedSchema()))
     tasks = fields.array(
-        "The new tasks of reruns; absent for other actions.",
+        "The IDs of the new tasks of reruns; absent for other actions.",
         items=fields.uuid("The new task's ID.", examples.TASK),
     )
 
 
 class PartialTaskSchema(TaskSchema):
-    """A task in the response to a request with `fields`: only the fields named there."""
+    """A task that contains only the fields that the parameter `fields` of the request names."""
 
 
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
-# The fields that a link does not show.
+# The fields that viewers of a link can't read.
 _NOT_SHARED = ("userId", "input", "callback", "startedBy", "endedBy", "parentId", "rerunOf")
 SHARED_FIELDS = tuple(name for name in TASK_FIELDS if name not in _NOT_SHARED)
 
@@ -182,57 +183,61 @@ class AppendedSchema(fields.ResponseSchema):
 
 
 class LogPageSchema(fields.ResponseSchema):
-    """Lines of a log, and the cursor of the next ones."""
+    """Lines of a log, and the position of the next page."""
 
     optional = ("times",)
 
-    logs = fields.array("Lines, in order of arrival.", ["Synopsis: Running"], items=String())
+    logs = fields.array("The lines, in order of arrival.", ["Synopsis: Running"], items=String())
     times = fields.array(
-        "With the parameter `times`: when each line was printed; null if it was not stored.",
+        "With the parameter `times`: when each line was printed; null for a line whose time was "
+        "not stored.",
         [examples.TIME],
         items=String(allow_none=True, metadata={"format": "date-time"}),
     )
     next = fields.integer("The value of `after` for the next page.", 1, minimum=0)
     status = fields.choice(
-        "The task's status; only a running task gets more lines.", terms.STATUSES, terms.RUNNING
+        "The task's status; only the log of a running task grows.", terms.STATUSES, terms.RUNNING
     )
 
 
 class NewLineSchema(fields.ResponseSchema):
-    """A line that the other log does not have."""
+    """A line that the other log does not contain."""
 
     line = fields.integer("The number of the line.", 812, minimum=1)
     at = fields.time(
-        "When the line was printed; null if that was not stored.", examples.TIME, allow_none=True
+        "When the line was printed; null if it was not stored.", examples.TIME, allow_none=True
     )
     text = fields.text("At most 400 characters of the line.", "write failed: disk full")
 
 
 class HitSchema(NewLineSchema):
-    """A line that contains the text."""
+    """A line that contains the text of a search."""
 
     taskId = fields.uuid("The task.", examples.TASK)
     name = fields.text("The task's name.", "nightly summary")
     agentId = fields.text("The task's agent.", "summarizer")
     status = fields.choice("The task's status.", terms.STATUSES, terms.ERROR)
     text = fields.text(
-        "At most 400 characters of the line, with the text.", "write failed: disk full"
+        "At most 400 characters of the line, including the text.", "write failed: disk full"
     )
 
 
 class SearchedSchema(fields.ResponseSchema):
-    """The logs that a search has read."""
+    """The amount of logs that a search has read."""
 
     tasks = fields.integer("The number of tasks.", 62, minimum=0)
-    bytes = fields.integer("The size of their logs.", 4_800_000, minimum=0)
-    until = fields.time("The `createdAt` of the last task; null: there are no more.", None)
+    bytes = fields.integer("The size of the logs in bytes.", 4_800_000, minimum=0)
+    until = fields.time(
+        "The `createdAt` of the last task that was read; null if all tasks were read.", None
+    )
 
 
 class FoundSchema(fields.ResponseSchema):
-    """The lines that a search has found."""
+    """A page of the results of a search."""
 
     hits = fields.array(
-        "The newest task first; the lines of one task in their order.", items=Nested(HitSchema())
+        "The lines that match: newest task first, the lines of a task in their order in the log.",
+        items=Nested(HitSchema()),
     )
     searched = Nested(SearchedSchema())
 
@@ -245,11 +250,11 @@ class AgainstSchema(fields.ResponseSchema):
 
 
 class NewLinesSchema(fields.ResponseSchema):
-    """The lines of a log that another one does not have."""
+    """The lines of a log that the log of another task does not contain."""
 
     against = Nested(AgainstSchema())
-    lines = fields.array("At most 200 lines, the last ones.", items=Nested(NewLineSchema()))
-    cut = fields.boolean("Whether lines were left out.", False)
+    lines = fields.array("The last of these lines, at most 200.", items=Nested(NewLineSchema()))
+    cut = fields.boolean("Whether some lines are left out.", False)
 
 
 class EventSchema(fields.ResponseSchema):
@@ -258,19 +263,19 @@ class EventSchema(fields.ResponseSchema):
     optional = ("id",)
 
     event = fields.choice(
-        "`task`: the task has changed; `log`: its log has another line.", ["task", "log"], "log"
+        "`task`: the task has changed; `log`: a new line in its log.", ["task", "log"], "log"
     )
     id = fields.text("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
     data = fields.text(
-        "JSON. With `task`: the task without `logs`. With `log`: the line as a string, or with "
-        "`times` an object `{at, line}`.",
+        "JSON. For `task`, the task without `logs`. For `log`, the line as a string; with the "
+        "parameter `times`, an object `{at, line}`.",
         '"Synopsis: Running"',
         contentMediaType="application/json",
     )
 
 
 class FinishedTaskSchema(fields.ResponseSchema):
-    """A finished task. An agent must stop only if it was cancelled."""
+    """A finished task. Its agent must stop only if the task was cancelled."""
 
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
@@ -282,7 +287,7 @@ task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 expanded_task_schema = TaskSchema()
 link_schema = LinkSchema()
 link_with_url_schema = LinkWithUrlSchema()
-# The columns that reads select: for responses, and for the code.
+# The columns that queries select: for responses, and for the code.
 TASK_COLUMNS = (
     *task_schema.columns.values(),
     *(Task.error_message, Task.hanging_reason, Task.log_bytes, Task.version),
@@ -297,10 +302,10 @@ class AttemptSchema(fields.RowSchema):
     model = Attempt
     at = fields.time("When the attempt began.", examples.TIME)
     durationMs = fields.integer(
-        "Duration in milliseconds.", 10_002, validate=validate.Range(0, (1 << 31) - 1)
+        "The duration in milliseconds.", 10_002, validate=validate.Range(0, (1 << 31) - 1)
     )
     statusCode = fields.integer(
-        "The receiver's HTTP status; null without a response.",
+        "The status of the receiver's HTTP response; null without a response.",
         None,
         validate=validate.Range(0, 999),
     )
@@ -323,15 +328,15 @@ class DeliverySchema(fields.RowSchema):
         column=Delivery.callback_url,
     )
     state = fields.choice(
-        "`pending`: will be sent; `delivered`: the receiver responded with 2xx; `failed`: will "
-        "not be sent again; `cancelled`: replaced by a newer delivery.",
+        "`pending`: the webhook will be sent; `delivered`: the receiver responded with 2xx; "
+        "`failed`: the webhook will not be sent again; `cancelled`: a newer delivery replaced it.",
         terms.DELIVERY_STATES,
         terms.PENDING,
     )
     createdAt = fields.time("When the task ended.", examples.TIME)
     nextAttemptAt = fields.time("When the next attempt is due; null unless `pending`.", None)
     attempts = fields.array(
-        f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+        f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older attempts are deleted.",
         items=Nested(AttemptSchema()),
     )
 
@@ -355,7 +360,7 @@ class ReadinessSchema(HealthSchema):
 
     optional = ("notice",)
 
-    notice = fields.text("A problem of the setup.", "No webhooks are retried.")
+    notice = fields.text("A problem with the setup.", "No webhooks are retried.")
 
 
 class ProblemSchema(fields.ResponseSchema):
@@ -364,7 +369,7 @@ class ProblemSchema(fields.ResponseSchema):
     optional = ("errors", "task", "question", "expected", "requestId")
 
     type = fields.text("The type of the problem, a URI.", "about:blank")
-    title = fields.text("The status in words.", "Not Found")
+    title = fields.text("The name of the HTTP status.", "Not Found")
     status = fields.integer("The HTTP status.", 404)
     detail = fields.text("The problem, for people.", "Task's ID is not found")
     code = fields.choice(
@@ -377,13 +382,13 @@ class ProblemSchema(fields.ResponseSchema):
         "not_found",
     )
     errors = fields.members(
-        "With 422: field, parameter or header -> messages, nested like the request."
+        "With 422: an object of field, parameter or header to messages, nested like the request."
     )
     task = Nested(FinishedTaskSchema())
     question = Nested(QuestionSchema())
-    expected = fields.integer("With 409 at an append: the `seq` of the writer's next line.")
+    expected = fields.integer("With 409 for an append: the `seq` of the writer's next line.")
     requestId = fields.text(
-        "The request's ID, as in the service's log; absent with 401.", examples.REQUEST
+        "The request's ID, which the service's log contains too; absent with 401.", examples.REQUEST
     )
 
 

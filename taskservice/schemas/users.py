@@ -1,4 +1,4 @@
-"""Responses about users, their keys and secrets, and agents."""
+"""The schemas of users, keys, secrets and agents in responses."""
 
 from marshmallow.fields import Nested
 
@@ -31,12 +31,13 @@ class KeySchema(fields.RowSchema):
         "`full`, or `read` if the key can only read.", terms.ACCESSES, terms.FULL
     )
     login = fields.boolean(
-        "Whether the key has no text, but signs in the person whom a proxy calls by its name.",
+        "Whether the key has no text: it signs in the person whose name a proxy sends, if that is "
+        "the key's name.",
         False,
     )
     createdAt = fields.time("When the key was created.", examples.TIME)
     expiresAt = fields.time("When the key expires.", None)
-    lastUsedAt = fields.time("The minute of the last use.", None)
+    lastUsedAt = fields.time("The minute in which the key was last used.", None)
     revokedAt = fields.time("When the key was revoked.", None)
 
 
@@ -49,11 +50,11 @@ class KeyWithSecretSchema(KeySchema):
 
 
 class SignInLinkSchema(fields.RowSchema):
-    """A new link that signs a person in, once."""
+    """A new link that signs a person in once."""
 
     model = SignInLink
     url = fields.text(
-        "The URL; no other response contains it.",
+        "The URL, which no other response contains.",
         "https://tasks.example.org/sign-in/q3Yz0Jt8sVn5bL",
         format="uri",
     )
@@ -67,11 +68,11 @@ class CallbackSecretSchema(fields.RowSchema):
     secret = fields.text(
         "The secret, in the format of Standard Webhooks.", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
     )
-    createdAt = fields.time("When it was created.", examples.TIME)
+    createdAt = fields.time("When the secret was created.", examples.TIME)
 
 
 class WhoAmISchema(UserSchema):
-    """A user, and the key of the request."""
+    """The user and the key of the request."""
 
     key = Nested(KeySchema())
 
@@ -81,7 +82,7 @@ key_schema = KeySchema()
 key_with_secret_schema = KeyWithSecretSchema()
 sign_in_link_schema = SignInLinkSchema()
 callback_secret_schema = CallbackSecretSchema()
-# The columns that reads select.
+# The columns that queries select.
 USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 
@@ -98,30 +99,37 @@ class RecentTaskSchema(fields.ResponseSchema):
         "The type of the error; null if the task is complete.", ERROR_TYPES, None
     )
     finishedAt = fields.time("When the task ended.", examples.TIME)
-    seconds = fields.number("Seconds from claim to end; null if never claimed.", 12.5)
+    seconds = fields.number("Seconds from claim to end; null for an unclaimed task.", 12.5)
 
 
 class HealthOfAgentSchema(fields.ResponseSchema):
     """The health of an agent, mostly from its last 30 finished tasks."""
 
-    recent = fields.array("These tasks, earliest end first.", items=Nested(RecentTaskSchema()))
+    recent = fields.array(
+        "The last 30 finished tasks, in the order in which they ended.",
+        items=Nested(RecentTaskSchema()),
+    )
     successRate = fields.number(
-        "The share of complete tasks, not counting cancelled ones.", 0.97, maximum=1
+        "The share of complete tasks, not counting cancelled tasks.", 0.97, maximum=1
     )
     lastSuccessAt = fields.time(
         "When the last complete task ended.", examples.TIME, allow_none=True
     )
     medianSeconds = fields.number("Median duration in seconds, not counting cancelled tasks.", 12.5)
-    dueAt = fields.time("When the next run is expected; while late, the missed one.", None)
+    dueAt = fields.time(
+        "When the next task is expected to start; while the agent is late, when the missing task "
+        "was expected.",
+        None,
+    )
     lateSince = fields.time("Since when the agent is late.", None)
     state = fields.choice(
-        "`broken` if the last task failed or timed out, `ok` if it completed, not counting "
-        "cancelled tasks.",
+        "`broken` if the last finished task failed or timed out, `ok` if it completed; cancelled "
+        "tasks do not count.",
         AGENT_STATES,
         BROKEN,
         allow_none=True,
     )
-    stateSince = fields.time("When the first task of this state ended.", None)
+    stateSince = fields.time("When the task ended that began this state.", None)
     workerSeenAt = fields.time("The minute in which a worker last asked for a task.", None)
 
 
@@ -131,8 +139,8 @@ class AgentOfTaskSchema(fields.RowSchema):
     model = Agent
     id = fields.agent_id("The agent's ID, chosen by its user.", "summarizer")
     name = fields.text("The agent's name.", "Nightly summarizer")
-    description = fields.text("The purpose.", "Sums up the day's mail.")
-    userId = fields.uuid("The user that owns the agent.", examples.USER)
+    description = fields.text("The agent's purpose.", "Sums up the day's mail.")
+    userId = fields.uuid("The ID of the user that owns the agent.", examples.USER)
     createdAt = fields.time("When the agent was registered.", examples.TIME)
 
 
@@ -142,40 +150,43 @@ class AgentSchema(AgentOfTaskSchema):
     optional = AGENT_EXPANSIONS
 
     inputSchema = fields.StoredJson(
-        "JSON Schema that the input of each unclaimed start and each rerun must match.",
+        "A JSON Schema that the input must match at each rerun, and at each start of a task that "
+        "the caller does not claim.",
         examples.INPUT_SCHEMA,
     )
     annotations = fields.StoredJson(
-        "The MCP tool annotations.",
+        "The agent's MCP tool annotations.",
         {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
     )
     tool = fields.boolean(
-        "Whether MCP clients get a tool for this agent; null: while a worker was seen in the last "
-        "30 days.",
+        "Whether MCP clients get a tool for this agent. With null, they get the tool if a worker "
+        "of the agent was seen in the last 30 days.",
         None,
     )
     expect = fields.StoredJson(
-        "When a task is expected to start; null if none is.",
+        "When tasks are expected to start and end; null if that is not set.",
         None,
         anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
-    mutedUntil = fields.time("Until when people are not notified of it.", None)
-    mutedBy = fields.key_name("The name of the key that muted it.", None)
+    mutedUntil = fields.time("Until when people are notified only of the agent's questions.", None)
+    mutedBy = fields.key_name("The name of the key that muted the agent.", None)
     health = Nested(HealthOfAgentSchema())
 
 
 class NumberPathSchema(fields.ResponseSchema):
-    """A path in the outputs of an agent at which there are numbers."""
+    """A path at which an agent's outputs contain numbers."""
 
-    path = fields.text("The key, or two keys with a dot between them.", "usage.output_tokens")
-    last = fields.StoredNumber("The newest number.", 1843)
-    count = fields.integer("The number of outputs that contain it.", 100, minimum=1)
+    path = fields.text("A key, or two keys with a dot between them.", "usage.output_tokens")
+    last = fields.StoredNumber("The newest number at this path.", 1843)
+    count = fields.integer("How many outputs have a number at this path.", 100, minimum=1)
 
 
 class NumberPathsSchema(fields.ResponseSchema):
-    """The paths of the numbers in the outputs of an agent."""
+    """The paths at which an agent's outputs contain numbers."""
 
-    paths = fields.array("The most frequent first, at most 50.", items=Nested(NumberPathSchema()))
+    paths = fields.array(
+        "At most 50 paths, the most frequent first.", items=Nested(NumberPathSchema())
+    )
 
 
 class OutputNumberSchema(fields.ResponseSchema):
@@ -191,7 +202,9 @@ class AttentionSchema(fields.ResponseSchema):
 
     kind = fields.choice("The kind.", ATTENTION, BROKEN)
     agentId = fields.text(
-        "The agent; null for a hook of all agents, and for a backup.", "summarizer", allow_none=True
+        "The agent's ID; null for a hook of all agents, and for a backup.",
+        "summarizer",
+        allow_none=True,
     )
     taskId = fields.text("The task.", examples.TASK, format="uuid", allow_none=True)
     since = fields.time("When the problem began.", examples.TIME)
@@ -199,9 +212,9 @@ class AttentionSchema(fields.ResponseSchema):
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
-# For the documentation only.
+# For the OpenAPI document only.
 expanded_agent_schema = AgentSchema()
 agent_of_task_schema = AgentOfTaskSchema()
-# The columns that reads select: for responses, and for the health.
+# The columns that queries select: for responses, and for the health.
 AGENT_COLUMNS = tuple(Agent.__table__.columns)
 AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
