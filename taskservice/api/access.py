@@ -8,12 +8,12 @@ from taskservice.http_request import request
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
-# The requests of a read key that do more than read.
+# The requests other than GET and HEAD that a read key can send.
 ALSO_FOR_READ_KEYS = {("POST", f"{API_PREFIX}/sign-in-link")}
 
 
 def require_key() -> None:
-    """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
+    """Check the key first. A request without a valid key gets 401 even if no route matches."""
     this = request.itself
     if _is_below_prefix(this.path):
         caller = authenticate(this.environ)
@@ -23,12 +23,12 @@ def require_key() -> None:
 
 
 def refuse_deleted_user(error: Exception) -> Response:
-    """Respond with 401 if the user was deleted during the request, else with the error itself."""
+    """Respond with 401 if the user was deleted during the request, otherwise with the error."""
     return respond(from_exception(error) if still_valid() else invalid_key())
 
 
 def prevent_caching(response: Response) -> Response:
-    """Send `Cache-Control: no-store` unless the view set it, and vary responses by the key."""
+    """Forbid to store the response unless its view allows it, and vary responses by the key."""
     headers = response.headers
     if _is_below_prefix(request.path):
         headers.add("Vary", KEY_HEADERS)

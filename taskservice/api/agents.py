@@ -1,4 +1,4 @@
-"""Routes of agents: list, get, put, claim a task, delete; and what needs attention."""
+"""Routes of agents, of their tasks to claim and output numbers, and of what needs attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,8 @@ attention = Blueprint("attention", __name__)
 def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List agents.
 
-    All agents that the key has access to; an agent key is limited to its own agent. The list is
-    streamed: if the server fails midway, the connection breaks.
+    Returns all agents that the key has access to; an agent key has access to its own agent only.
+    The list is streamed: if the server fails midway, the connection breaks.
     """
     return responses.array(_expanded(page, query) for page in agent_service.list_all(caller))
 
@@ -56,9 +56,9 @@ def _expanded(agents: Sequence[AgentRow], query: dict[str, Any]) -> list[dict[st
 def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
-    Fields that are null or left out keep their values, but `"expect": null` ends the expectation
-    of runs. Setting `expect` counts from now and ends lateness. A new agent gets 201; by default,
-    its name is its ID.
+    Fields that are null or left out keep their values, except that `"expect": null` removes the
+    expected runs. Setting `expect` ends lateness, and the next run is expected relative to the
+    current time. The response to a new agent has status 201. By default, its name is its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(user_schemas.agent_schema, agent, 201 if is_new else 200)
@@ -76,8 +76,8 @@ def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
 def claim(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
-    Claims the oldest unclaimed running task of the agent; returns 204 if there is none. Each task
-    is given to one caller only. A claimed task times out if its agent sends nothing for the task's
+    Claims the oldest unclaimed running task of the agent; returns 204 if there is none. Only one
+    caller can claim a task. A claimed task times out if its agent sends nothing for the task's
     `timeout`. With `Prefer: wait`, the request waits for a task. With an `Idempotency-Key`, a claim
     whose response was lost can be repeated and returns the same task.
     """
@@ -97,10 +97,10 @@ def claim(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
 def list_numbers(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """List the numbers in an agent's outputs.
 
-    Without `path`, `{"paths": [{path, last, count}]}`: where the outputs of the last 100 ended
-    tasks have numbers, two levels deep; at most 50 paths, the most frequent first. With `path`, the
-    newest numbers there, oldest first: `[{taskId, finishedAt, value}]`. A path is a key, or two
-    keys with a dot between them, and has at most 200 characters.
+    Without `path`, returns `{"paths": [{path, last, count}]}`: the paths of numbers in the outputs
+    of the last 100 finished tasks. These are at most 50 paths, the most frequent first. With
+    `path`, returns the newest numbers at this path, oldest first: `[{taskId, finishedAt, value}]`.
+    A path is a key, or two keys with a dot between them, and has at most 200 characters.
     """
     if "path" not in query:
         return responses.json({"paths": agent_service.number_paths(caller, agent_id)})
@@ -125,7 +125,8 @@ def delete(caller: Caller, agent_id: str) -> Response:
 def list_attention(caller: Caller) -> Response:
     """List what needs attention.
 
-    At most 100 things for a person to look at: the most urgent kind first, the oldest of each kind
-    first. An agent key gets what concerns its agent, without callbacks and hooks.
+    Returns at most 100 items that need a person's attention: the most urgent kind first, and the
+    oldest item of each kind first. An agent key gets the items of its agent, without those about
+    callbacks and hooks.
     """
     return responses.json(attention_service.list_all(caller))

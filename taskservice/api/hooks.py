@@ -25,7 +25,7 @@ blueprint = Blueprint("hooks", __name__)
 def list_all(caller: Caller) -> Response:
     """List hooks.
 
-    All hooks of the user, oldest first.
+    Returns all hooks of the user, oldest first.
     """
     return responses.dump(hook_schema, hooks.list_all(caller), many=True)
 
@@ -42,8 +42,8 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    The target gets a signed webhook for each event from now on, or messages in a format for people:
-    events of the same time become one message, with at most one message in 30 s.
+    From now on the target gets a signed webhook for each event, or messages for people. Events that
+    happen at about the same time become one message, and a target gets at most one message in 30 s.
     """
     hook = hooks.create(caller, body)
     return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})
@@ -61,7 +61,7 @@ def get(caller: Caller, hook_id: str) -> Response:
 def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
-    Changes the given fields. The state `active` turns on a hook that was turned off.
+    Changes the fields in the request. The state `active` turns the hook on.
     """
     return responses.dump(hook_schema, hooks.change(caller, hook_id, body))
 
@@ -81,8 +81,8 @@ def delete(caller: Caller, hook_id: str) -> Response:
 def test(caller: Caller, hook_id: str) -> Response:
     """Test a hook.
 
-    Sends one of the hook's events with all its data, marked as a test, and waits for the outcome:
-    once in 10 s to one address, and ten times a minute for a user.
+    Sends an event of the hook with all its data, marked as a test, and waits for the outcome. A
+    user can send ten tests in a minute, and one to each address in 10 s.
     """
     return responses.dump(tested_hook_schema, hooks.test(caller, hook_id))
 
@@ -92,7 +92,7 @@ def test(caller: Caller, hook_id: str) -> Response:
 def list_deliveries(caller: Caller, hook_id: str) -> Response:
     """List the deliveries of a hook.
 
-    The newest 100, newest first; those older than 7 days are deleted.
+    Returns the newest 100 deliveries, newest first. Deliveries older than 7 days are deleted.
     """
     return responses.dump(hook_delivery_schema, hooks.list_deliveries(caller, hook_id), many=True)
 

@@ -1,4 +1,4 @@
-"""Routes of logs: append to one, read and follow it; search in all."""
+"""Routes of logs: append, read, follow, compare with another log, and search in all logs."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ blueprint = Blueprint("logs", __name__)
 
 append_schema = requests.AppendSchema()
 
-# The same URL gives JSON or text.
+# The same URL returns JSON or text.
 VARY = {"Vary": "Accept"}
 
 
@@ -43,13 +43,14 @@ def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> 
     line feed; one carriage return before it is removed. NUL becomes U+FFFD. Every append is a
     heartbeat, even without lines.
 
-    `at` is the time at which the agent printed the lines. A time before the start of the task
-    becomes its start, and a time in the future becomes now.
+    `at` is the time at which the agent printed the lines. A time before the start of the task is
+    replaced by the start, and a time in the future by the current time.
 
-    With `seq`, an append is safe to repeat: `seq` is the number of the first line sent, counted
-    from 1 for each `writer`. Lines that are stored already are skipped. A gap returns 409, with the
-    next number in `expected`. A finished task returns 409, with its state in `task`. An agent must
-    stop on 404, or if the `error` in `task` has the type `cancelled`; not on any other error.
+    With `seq`, an append is safe to repeat: `seq` is the number of the first line in the request,
+    counted from 1 for each `writer`. Lines that are stored already are skipped. If lines are
+    missing before `seq`, the response is 409, with the number of the next line in `expected`. If
+    the task has ended, the response is 409, with the task in `task`. An agent must stop on 404, and
+    if the `error` in `task` has the type `cancelled`, but on no other error.
     """
     fields = _append_fields(query, data)
     writer = (fields.get("writer") or "").replace("\0", "\ufffd")
@@ -62,11 +63,11 @@ def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> 
 def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
-    As JSON, one page of the lines after number `after`; pass `next` as `after` to get the next
-    page. Lines that retention has deleted are left out. As `text/plain`, the unchanged lines, all
-    of them unless `limit` is given. With `times`, the page contains the time of each line; as text,
-    each line begins with its time and a space. A line whose time was not stored has null, as text
-    `-`.
+    As JSON, returns one page of the lines after number `after`; pass `next` as `after` to get the
+    next page. Lines that retention has deleted are left out. As `text/plain`, returns the lines
+    unchanged, all of them unless the request has a `limit`. With `times`, a JSON page contains the
+    time of each line, and a line of text begins with its time and a space. If the time of a line
+    was not stored, it is null in JSON and `-` in text.
 
     With `Prefer: wait`, a request that finds no lines waits until there are some or the task ends.
     To follow a log live, see the events of a task.
@@ -88,7 +89,7 @@ def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
-    # OpenAPI 3.1 has no schema for the items of a stream: this is the schema of each event.
+    # OpenAPI 3.1 can't describe the items of a stream: this is the schema of one event.
     {EVENTS: EventSchema()},
     query=requests.FollowQuerySchema(),
     headers=["Last-Event-ID"],
@@ -97,13 +98,14 @@ def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.
 
-    Server-Sent Events. The first event is `task`: the task without its log. Each line is a `log`
-    event, a JSON string whose `id` is the line's number: stored lines first, then new ones as they
-    arrive. With `times`, it is an object with `at` and `line`. Each other change of the task sends
-    another `task`. When the task has ended, the stream ends after the last line and a last `task`.
-    It also ends when the task is deleted.
+    Returns a stream of Server-Sent Events. The first event is `task`: the task without its log. For
+    each line there is a `log` event whose `id` is the number of the line: first for the stored
+    lines, then for new lines as they arrive. Its data is the line as a JSON string; with `times`,
+    it is an object with `at` and `line`. Any other change of the task sends another `task` event.
+    When the task has ended, the stream ends after the last line and a last `task` event. The stream
+    also ends when the task is deleted.
 
-    A client that reconnects with `Last-Event-ID`, as browsers do, misses nothing.
+    A client that reconnects with `Last-Event-ID`, as browsers do, misses no line.
     """
     task = tasks.get(caller, task_id)
     return waiting.follow(task.id, _last_event_id(), has_times=query.get("times", False))
@@ -114,11 +116,12 @@ def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read what is new in a log.
 
-    The lines of the task that another task does not have: `against`, by default a complete task of
-    the same agent and name that ended before this one started, the one with the most equal labels,
-    then the latest. Children are compared with children only. Numbers, UUIDs, `0x...`, 16 or more
-    hexadecimal digits, dates, clock times and paths in /tmp are taken as equal. Only the first and
-    last 8 MiB of a log are compared, for at most 2 s; `cut` says that something was left out.
+    Returns the lines of the task that the log of another task, `against`, does not contain. By
+    default that is a complete task of the same agent and name that ended before this task started.
+    Of several such tasks, it is the one that has the most labels in common, and of these the latest.
+    Child tasks are compared only with child tasks. The comparison ignores numbers, UUIDs, `0x...`,
+    16 or more hexadecimal digits, dates, clock times and paths in /tmp. It reads only the first and
+    the last 8 MiB of a log, for at most 2 s; `cut` is true if something was left out.
     """
     return responses.json(new_lines.new_lines(caller, task_id, query.get("against")))
 
@@ -130,12 +133,12 @@ def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Respo
 def search_all(caller: Caller, query: dict[str, Any]) -> Response:
     """Search in logs.
 
-    The lines that contain `text`, in the logs of all tasks that match the filters. The newest task
-    is first; the lines of one task are in their order. ASCII letters match in any case unless
-    `case` is true. One request reads at most 64 MiB of logs, for about 1 s. While there is more,
-    `Link` is the URL that continues, even if there are no hits yet. A process runs two searches at
-    a time, one for each user. Another one waits for up to 1 s, then it returns 503, with
-    `Retry-After`.
+    Returns the lines that contain `text` in the logs of all tasks that match the filters. The
+    newest task is first; the lines of a task are in their order in the log. ASCII letters match in
+    any case unless `case` is true. One request reads at most 64 MiB of logs, for about 1 s. If logs
+    remain to be searched, `Link` is the URL that continues, even if no line has matched yet. A
+    server process runs two searches at a time, and one for each user. A further search waits for up
+    to 1 s, and then returns 503 with `Retry-After`.
     """
     selection = responses.selection(query)
     result = search.search(
@@ -157,8 +160,8 @@ def _last_event_id() -> int:
 
 
 def _append_fields(query: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """The fields of an append, as text with a query or as JSON; its lines become `chunks`."""
-    # `curl -T log.txt` sends PUT and names no type.
+    """The fields of an append, from JSON or from text with a query; the lines become `chunks`."""
+    # `curl -T log.txt` sends a PUT without a content type.
     if request.mimetype == TEXT or (request.method == "PUT" and not request.content_type):
         return query | {"chunks": logs.from_text(data, query.get("at"))}
     if query:

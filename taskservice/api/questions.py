@@ -21,8 +21,8 @@ blueprint = Blueprint("questions", __name__)
 def list_all(caller: Caller, task_id: str) -> Response:
     """List a task's questions.
 
-    All questions of the task, oldest first; the task itself contains the open ones. The list is
-    streamed: if the server fails midway, the connection breaks.
+    Returns all questions of the task, oldest first. The task itself contains its open questions.
+    The list is streamed: if the server fails midway, the connection breaks.
     """
     pages = question_service.list_of_task(caller, task_id)
     return responses.array(question_schema.dump(page, many=True) for page in pages)
@@ -40,8 +40,9 @@ def list_all(caller: Caller, task_id: str) -> Response:
 def ask(caller: Caller, task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """Ask a question.
 
-    A question to a person, from a running task that an agent has claimed. While a question is open,
-    the task does not time out. With `Prefer: wait`, the request waits until the question is closed.
+    Asks a person a question on behalf of a running task that is claimed. While a question is open,
+    the task does not time out. With `Prefer: wait`, the request waits until the question is
+    answered, declined, withdrawn or expired.
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     question, replayed = question_service.ask(caller, task_id, body, idempotency)
@@ -55,13 +56,14 @@ def ask(caller: Caller, task_id: str, body: dict[str, Any], sent: Any) -> Respon
 def get(caller: Caller, task_id: str, question_id: str) -> Response:
     """Get a question.
 
-    With `Prefer: wait`, the request waits until the question is closed.
+    With `Prefer: wait`, the request waits until the question is answered, declined, withdrawn or
+    expired.
     """
     return responses.dump(question_schema, _ended(caller, task_id, question_id))
 
 
 def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
-    """The question; with `Prefer: wait` as soon as it is answered, withdrawn or expired."""
+    """The question; with `Prefer: wait` as soon as it is no longer open."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
         lambda question: bool(question.state != terms.OPEN),
@@ -81,7 +83,8 @@ def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
 def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
 
-    The first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the key.
+    Only the first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the
+    key.
     """
     action, content = body["action"], body.get("content")
     question = question_service.answer(caller, task_id, question_id, action, content)
@@ -93,6 +96,7 @@ def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any])
 def withdraw(caller: Caller, task_id: str, question_id: str) -> Response:
     """Withdraw a question.
 
-    The agent no longer needs an answer. An answered question can't be withdrawn.
+    Closes a question whose answer the agent no longer needs. An answered question can't be
+    withdrawn.
     """
     return responses.dump(question_schema, question_service.withdraw(caller, task_id, question_id))

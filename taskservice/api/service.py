@@ -14,7 +14,7 @@ from taskservice.web.request import JSON, TEXT, ignore_dates, operation
 
 operators = Blueprint("operations", __name__)
 
-# Prometheus requests this version of plain text, other clients any.
+# Prometheus requires the version of the format; other clients accept plain text without one.
 METRICS_TYPES = (TEXT, f"{TEXT}; version=0.0.4")
 METRICS_EXAMPLE = """\
 # HELP taskservice_tasks Tasks by status.
@@ -28,7 +28,7 @@ taskservice_tasks{status="running"} 3
 def live() -> Response:
     """Liveness.
 
-    200 while the process runs, regardless of the database.
+    Returns 200 while the process runs, whatever the state of the database.
     """
     return responses.json({"status": "ok"})
 
@@ -38,9 +38,9 @@ def live() -> Response:
 def ready() -> Response:
     """Readiness.
 
-    200 if the database can be read and written; 503 if it can't, or does not respond within one
-    second. `notice` is present if neither the server nor `taskservice background` does the
-    background work.
+    Returns 200 if the database can be read and written, and 503 if not or if the database does not
+    respond within a second. `notice` is present if neither the server nor `taskservice background`
+    does the background work.
     """
     health.require_usable()
     notice = current_app.config.get("NOTICE")
@@ -54,8 +54,8 @@ def ready() -> Response:
 def show_metrics() -> Response:
     """Metrics.
 
-    The metrics of all server processes together, in the Prometheus text format. If the database
-    cannot be read, the response contains only the metrics that do not need it.
+    Returns the sums over all server processes, in the Prometheus text format. If the database can't
+    be read, the response contains only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     of_processes = [metrics.BUILD, *metrics.requests.metrics(limit)]
@@ -69,19 +69,19 @@ docs = Blueprint(
 )
 docs.before_request(ignore_dates)
 
-# The built documents, which a wheel and an image contain.
+# The HTML documents, which are part of a wheel and of an image.
 help_pages = Blueprint("help", __name__, static_folder="../help", static_url_path="/help")
 help_pages.before_request(ignore_dates)
 
 HTML = "text/html"
 
-# The page loads its own style, script and icon, and nothing else.
+# The page can load its own style sheet, script and icon, and nothing else.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-# Sphinx writes scripts and styles into its pages.
+# The pages contain inline scripts and styles, which Sphinx writes.
 HELP_POLICY = (
     "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -107,7 +107,7 @@ def restrict_help(response: Response) -> Response:
 def show_document() -> Response:
     """Get the OpenAPI document.
 
-    OpenAPI 3.1. Clients in many languages can be generated from it.
+    Returns the document in OpenAPI 3.1, from which clients in many languages can be generated.
     """
     return _with_etag(_document(), JSON)
 
@@ -124,7 +124,7 @@ def show_page() -> Response:
     return response
 
 
-# Created at the first request, since it imports apispec, which nothing else needs.
+# Created at the first request, since only this document needs to import apispec.
 @cache
 def _document() -> bytes:
     from taskservice.openapi.document import document

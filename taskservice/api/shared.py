@@ -1,4 +1,4 @@
-"""Routes that show one task to everyone who has a link to it."""
+"""Routes that show one task to anyone who has a link to it."""
 
 from flask import Blueprint, Response
 
@@ -9,7 +9,7 @@ from taskservice.web.request import require_link
 blueprint = Blueprint("shared", __name__, url_prefix="/shared/<token>")
 blueprint.before_request(require_link)
 
-# Pages of every origin may read what a link shows, since it needs no cookie.
+# Pages of all origins can read these responses: the link alone gives access, without a cookie.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "Prefer, If-None-Match, Last-Event-ID",
@@ -23,7 +23,7 @@ def add_headers(response: Response) -> Response:
     return response
 
 
-# The same responses as under `/api/v1`, for the task of the link.
+# The views of `/api/v1`, for the task of the link.
 blueprint.get("/task")(tasks.get)
 blueprint.get("/logs")(logs.read)
 blueprint.get("/events")(logs.follow)

@@ -38,11 +38,12 @@ task_query = requests.TaskQuerySchema()
 def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List tasks.
 
-    All tasks that the key has access to and that match the filters, newest first. Time bounds are
-    exclusive. Without `limit`, all tasks are streamed: if the server fails midway, the connection
-    breaks. With `limit`, the response is one page, and `Link` is the URL of the next page; a task
-    that existed at the first page is neither left out nor repeated. If filters exclude very many
-    tasks in a row, a page with a `Link` can have fewer tasks than `limit`, or none.
+    Returns the tasks that the key has access to and that match the filters, newest first. Time
+    bounds are exclusive. Without `limit`, all tasks are streamed: if the server fails midway, the
+    connection breaks. With `limit`, the response is one page, and `Link` is the URL of the next
+    page. The pages together contain each task that existed at the time of the first page exactly
+    once. If filters exclude very many tasks in a row, a page with a `Link` can contain fewer tasks
+    than `limit`, or none.
     """
     selection, shape = responses.selection(query), responses.shape(caller, query)
     tasks = TaskList(caller, selection)
@@ -65,8 +66,8 @@ def list_all(caller: Caller, query: dict[str, Any]) -> Response:
 def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any) -> Response:
     """Start a task.
 
-    The task waits, without a time limit, until an agent claims it. With `claim`, or with an agent
-    key, the caller claims the task at its start and does the work.
+    The task waits, without a time limit, until a worker of the agent claims it. With `claim`, or
+    with an agent key, the caller claims the task at its start and does the work.
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     task, replayed = task_service.start(caller, body, idempotency)
@@ -81,7 +82,7 @@ def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 
     With `Prefer: wait`, the request waits until the task has ended, at most for the given time.
 
-    With `If-None-Match`, it returns 304 without a body if the task has not changed. With
+    With `If-None-Match`, the response is 304 without a body if the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
@@ -118,12 +119,12 @@ def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, 
 
     Changes the status, output, error, name, progress, note or labels of a task. Every report is a
     heartbeat, even if it changes nothing. `complete` and `error` end the task; a signed webhook is
-    sent to its callback before the response. The request returns 200 whatever the receiver
-    responds; `Callback-Status` is the outcome.
+    sent to its callback before the response. The response is 200 whatever the receiver responds;
+    `Callback-Status` is the outcome of the webhook.
 
-    A finished task keeps its result: a report that changes more than the name and the labels
-    returns 409; a report that changes nothing returns 200 and sends no webhook. The exception is
-    the late report: after a `timeout`, the agent can still report the outcome.
+    The result of a finished task can't be changed: a report that changes more than the name and the
+    labels returns 409. A report that changes nothing returns 200 and sends no webhook. There is one
+    exception: after a `timeout`, the agent can still report the outcome, in a late report.
     """
     task, status = reports.report(caller, task_id, body)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -148,7 +149,7 @@ def cancel(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
     A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
-    Cancelling it again returns 200 and changes nothing.
+    Cancelling the task again returns 200 and changes nothing.
     """
     task, status = reports.cancel(caller, task_id)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -170,11 +171,11 @@ def rerun(
     """Run a task again.
 
     Starts a new task with the same agent, name, callback and timeout, and with the same input and
-    labels unless these are given. The new task waits to be claimed, even with an agent key.
+    labels unless the request has others. The new task is unclaimed, even with an agent key.
     """
     idempotency = Idempotency.of(idempotency_key(), sent, rerun_of=task_id)
     task, replayed = task_service.rerun(caller, task_id, body, idempotency)
-    # Relative to the path of the request.
+    # The URL is relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(caller, query), 201, headers)
 
@@ -190,9 +191,10 @@ def rerun(
 def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
 
-    Applies the action to one task after the other, as the route of a single task does. If one is
-    refused, the others are still changed. Webhooks are sent after the response. An
-    `Idempotency-Key` makes reruns safe to repeat; the other actions are safe without one.
+    Applies the action to one task after the other, like the operation for a single task. If it is
+    refused for some tasks, the other tasks are still changed. Webhooks are sent after the response.
+    An `Idempotency-Key` makes reruns safe to repeat; cancelling and deleting are always safe to
+    repeat.
     """
     result = reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
     return responses.json(result)
@@ -203,8 +205,8 @@ def change_many(caller: Caller, body: dict[str, Any]) -> Response:
 def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task permanently.
 
-    Deletes its log and its deliveries too, and sends no webhook. The response is the deleted
-    task.
+    Deletes the task with its log and its deliveries, and sends no webhook. The response is the
+    deleted task.
     """
     return responses.task(task_service.delete(caller, task_id), responses.shape(caller, query))
 
@@ -214,8 +216,9 @@ def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 def list_deliveries(caller: Caller, task_id: str) -> Response:
     """List a task's deliveries.
 
-    Newest first, each with its newest attempts. The list is empty while the task runs, and if the
-    task has no callback. Only a late report creates a second delivery.
+    Returns the deliveries of the task, newest first, each with its newest attempts. The list is
+    empty while the task runs, and if the task has no callback. Only a late report creates a second
+    delivery.
     """
     task_service.get(caller, task_id)
     rows = delivery_service.list_of_task(caller, task_id)
@@ -244,7 +247,7 @@ def redeliver(caller: Caller, task_id: str) -> Response:
 def list_links(caller: Caller, task_id: str) -> Response:
     """List links to a task.
 
-    Oldest first, without those that have expired.
+    Returns the links that have not expired, oldest first.
     """
     return responses.dump(link_schema, link_service.list_all(caller, task_id), many=True)
 
@@ -260,8 +263,8 @@ def list_links(caller: Caller, task_id: str) -> Response:
 def create_link(caller: Caller, task_id: str, body: dict[str, Any]) -> Response:
     """Create a link to a task.
 
-    Everyone who has the link can look at this task, without a key: its name, status, log, output
-    and questions, live. Only this response contains the URL.
+    Anyone who has the link can see the task live, without a key: its name, status, log, output and
+    questions. Only this response contains the URL.
     """
     link = link_service.create(caller, task_id, body.get("expiresAt"))
     link.url = responses.page_url(f"shared/{link.token}")

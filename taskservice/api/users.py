@@ -29,7 +29,7 @@ keys = Blueprint("keys", __name__)
 def get(caller: Caller) -> Response:
     """Get the current user and key.
 
-    The user that the key belongs to, and the key without its text.
+    Returns the user that the key belongs to, and the key without its text.
     """
     user = user_schema.dump(users.get(caller.user_id))
     return responses.json(user | {"key": key_schema.dump(users.get_key(caller, caller.key_id))})
@@ -40,8 +40,8 @@ def get(caller: Caller) -> Response:
 def list_all(caller: Caller) -> Response:
     """List API keys.
 
-    All keys of the user, including revoked and expired ones. The list is streamed: if the server
-    fails midway, the connection breaks.
+    Returns all keys of the user, even if they are revoked or expired. The list is streamed: if the
+    server fails midway, the connection breaks.
     """
     return responses.array(key_schema.dump(page, many=True) for page in users.keys_of_user(caller))
 
@@ -53,8 +53,9 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create an API key.
 
-    With `agentId` it is an agent key, otherwise a user key. With `access` read it can only read, of
-    this agent or of everything. Only this response contains the text of the key.
+    With `agentId`, creates an agent key, otherwise a user key. With the `access` `read`, the key
+    can only read: the data of this agent, or all data of the user. Only this response contains the
+    text of the key.
     """
     return responses.dump(key_with_secret_schema, users.create_key(caller, body), 201)
 
@@ -70,7 +71,8 @@ def create(caller: Caller, body: dict[str, Any]) -> Response:
 def revoke(caller: Caller, key_id: str) -> Response:
     """Revoke an API key.
 
-    From now on, requests with it are rejected. The last user key can only be revoked on the server.
+    From now on, requests with the key are rejected. The last user key can only be revoked on the
+    server.
     """
     return responses.dump(key_schema, users.revoke_key(caller, key_id))
 
@@ -86,8 +88,8 @@ def create_sign_in_link(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a sign-in link.
 
     The first person who opens the URL within 15 minutes, and confirms, is signed in to the
-    dashboard with the rights of the key. A user's newest 5 links are valid. A read key can create a
-    link for itself.
+    dashboard with the rights of the key. Only the newest 5 links of a user are valid. A read key
+    can only create a link with its own rights.
     """
     link = sign_in_links.create(caller, body.get("keyName"))
     link.url = responses.page_url(f"sign-in/{link.token}")
@@ -99,7 +101,7 @@ def create_sign_in_link(caller: Caller, body: dict[str, Any]) -> Response:
 def show_secret(caller: Caller) -> Response:
     """Get the callback secret.
 
-    Every Standard Webhooks library accepts it unchanged.
+    Returns the secret in the format that all Standard Webhooks libraries accept.
     """
     return responses.dump(callback_secret_schema, users.current_callback_secret(caller.user_id))
 
@@ -114,6 +116,7 @@ def show_secret(caller: Caller) -> Response:
 def rotate_secret(caller: Caller) -> Response:
     """Rotate the callback secret.
 
-    The replaced secret also signs for another 24 hours. At most 10 secrets are valid at a time.
+    Creates a new secret. For another 24 hours, webhooks are signed with the replaced secret too. At
+    most 10 secrets are valid at a time.
     """
     return responses.dump(callback_secret_schema, users.rotate(caller), 201)

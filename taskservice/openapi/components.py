@@ -12,26 +12,27 @@ DESCRIPTION = """\
 taskservice stores the tasks of agents, with logs that grow while they run, and sends a signed
 webhook when a task ends.
 
-Every request to a path below `/api/v1` needs an API key, in the header `apikey: <key>` or
-`Authorization: Bearer <key>`; if both are sent, the keys must be equal. A *user key* has full
-access to its user's data. An *agent key* is limited to one agent and its tasks; an operation that
-needs a user key returns 403. A *read key* can only read: GET and HEAD, except of the callback
-secret; all other methods return 403. A resource that the key has no access to returns 404, as if it
-did not exist.
+Every request to a path under `/api/v1` needs an API key, in the header `apikey: <key>` or
+`Authorization: Bearer <key>`. If a request has both headers, the keys must be equal. A *user key*
+has full access to its user's data. An *agent key* is limited to one agent and its tasks; an
+operation that needs a user key returns 403. A *read key* can read everything except the callback
+secret, with GET and HEAD; nearly all other methods return 403. A resource that the key has no
+access to returns 404, as if it did not exist.
 
-Bodies are JSON in UTF-8, read strictly: unknown fields, duplicate keys, NaN, and nesting deeper
-than 64 levels are rejected. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation
-without a body accepts `{}` and `null` too, and rejects any other body. An unknown query parameter
-is rejected, so that a misspelt filter does not return everything. Times are RFC 3339 in UTC with
-milliseconds. `Location` and `Link` are relative to the URL of the request.
+Bodies are JSON in UTF-8. They are checked strictly: unknown fields, duplicate keys, NaN, and
+nesting deeper than 64 levels are rejected. NUL in a string, which JSON writes as `\\u0000`, becomes
+U+FFFD. An operation that takes no body accepts an empty body, `{}` and `null`. An unknown query
+parameter is rejected, so that a misspelt filter does not return everything. Times are in RFC 3339,
+in UTC with milliseconds. `Location` and `Link` are relative to the URL of the request.
 
-Every error is `application/problem+json` (RFC 9457); `detail` is a sentence for people, `code` is
-for programs. In addition to the listed errors, a method that the path does not support returns 405
-with `Allow`, an unsupported expectation returns 417, and an unsupported transfer encoding returns
-501. Every path with GET supports HEAD, and every path supports OPTIONS.
+Every error is `application/problem+json` (RFC 9457): `detail` describes it for people, and `code`
+names it for programs. An operation can return these errors in addition to those that it lists: 405
+with `Allow` for a method that the path does not support, 417 for an unsupported expectation, and
+501 for an unsupported transfer encoding. Every path with GET supports HEAD, and every path supports
+OPTIONS.
 
-Every response has an `X-Request-Id`: the value that the request sent, if it has at most 128 visible
-ASCII characters, else a new one. Errors and the service's log contain it too.
+Every response has an `X-Request-Id`. It is the value that the request sent, if that has at most 128
+visible ASCII characters; otherwise it is a new ID. Errors and the service's log contain it too.
 """
 
 TAGS = {
@@ -39,10 +40,10 @@ TAGS = {
     "logs": "The lines of a task's log, which grows while the task runs.",
     "questions": "Questions that agents ask people before they continue.",
     "deliveries": "The webhooks of finished tasks, and the attempts to send them.",
-    "links": "Links with which everyone can look at one task.",
+    "links": "Links that show one task to anyone who has the link.",
     "agents": "Named programs and workflows, whose executions are tasks.",
-    "attention": "Questions, and trouble with agents, tasks, callbacks and hooks.",
-    "hooks": "Addresses that are notified of events of agents.",
+    "attention": "Open questions, and problems with agents, tasks, callbacks and hooks.",
+    "hooks": "Addresses to which the service sends the events of agents.",
     "users": "The person or team that owns tasks, agents and keys.",
     "keys": "The API keys of a user, and the secret that signs webhooks.",
     "operations": "Health and metrics, for operators. No key is needed.",
@@ -52,7 +53,7 @@ TAGS = {
 
 
 def value(description: str, *samples: Any, required: bool = False, **schema: Any) -> Object:
-    """A parameter or header with its JSON Schema; `required` if each success has it."""
+    """A parameter or header with its JSON Schema; `required` if each success contains it."""
     schema |= {"examples": list(samples)} if samples else {}
     schema = {"type": "string", **schema}
     return {"description": description, "required": required, "schema": schema}
@@ -70,21 +71,22 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": value(
-        "Makes the request safe to repeat: a repetition with the same key and body creates and "
-        "claims nothing, and returns the current state of the first result. The same key with "
-        "another body returns 422. Deleting the task frees the key.",
+        "Makes the request safe to repeat. A repetition with the same key and body creates and "
+        "claims nothing: it returns what the first request created or claimed, in its current "
+        "state. The same key with another body returns 422. Deleting the task frees the key.",
         "nightly 2026-11-24",
         minLength=1,
         maxLength=terms.MAX_IDEMPOTENCY_KEY,
     ),
     "Prefer": value("`wait=s`: wait up to `s` seconds for a change, at most 60.", "wait=1"),
     "Last-Event-ID": value(
-        "Resumes after the line with this number: the `id` of the last event received.",
+        "The `id` of the last event that the client received: the number of a line. The stream "
+        "resumes after it.",
         "42",
         pattern="^[0-9]*$",
     ),
     "If-Match": value(
-        "`*`: change the task only if it exists. Its ETag is weak and never matches.", "*"
+        "`*`: change the task only if it exists. ETags of tasks are weak and never match.", "*"
     ),
     "If-None-Match": value(
         "ETags of earlier responses: the request returns 304 if one is still current.", 'W/"3-0"'
@@ -93,29 +95,31 @@ REQUEST_HEADERS = {
 
 RESPONSE_HEADERS = {
     "Location": value(
-        "The URL of the new resource, relative to the request.",
+        "The URL of the new resource, relative to the URL of the request.",
         f"task/{examples.TASK}",
         format="uri-reference",
         required=True,
     ),
     "Link": value(
-        'The next page, as `<?...>; rel="next"`, relative to the request; absent on the last page.',
+        'The URL of the next page, as `<?...>; rel="next"`, relative to the URL of the request; '
+        "absent on the last page.",
         '<?limit=50&cursor=WyI...>; rel="next"',
     ),
     "ETag": value("The version of the response.", 'W/"3-0"'),
     "Idempotency-Replayed": value(
-        "`true` if an earlier request with the same Idempotency-Key has done the work.",
+        "`true` if this response repeats the result of an earlier request with the same "
+        "Idempotency-Key.",
         enum=["true"],
     ),
     "Callback-Status": value(
         "The state of the webhook: `delivered`; `pending`: it will be retried; `failed`: it will "
-        "not be retried; `none`: there was nothing to send.",
+        "not be retried; `none`: the request caused no webhook.",
         enum=["delivered", "pending", "failed", "none"],
         required=True,
     ),
     "Preference-Applied": value(
-        "The granted wait, as `wait=s`; replaced by `Retry-After` if too many requests are waiting "
-        "already.",
+        "The granted wait, as `wait=s`. If too many requests are waiting already, the response has "
+        "`Retry-After` instead.",
         "wait=1",
     ),
     "X-Accel-Buffering": value("Turns off the buffering of nginx.", enum=["no"], required=True),
@@ -124,13 +128,13 @@ RESPONSE_HEADERS = {
         "The authentication scheme.", enum=['Bearer realm="taskservice"'], required=True
     ),
     "X-Request-Id": value(
-        "The ID of the request: the value that it sent, or a new one.",
+        "The ID of the request: the value that the request sent, or a new ID.",
         examples.REQUEST,
         required=True,
     ),
 }
 
-# The errors that several operations share: the names of their components.
+# Status of an error that several operations share -> the name of its component.
 REFUSALS = {
     400: "Unreadable", 401: "InvalidKey", 403: "NotAllowed", 404: "NotFound", 406: "NotAcceptable",
     408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",

@@ -30,7 +30,7 @@ from taskservice.web.request import Operation, by_media_type, is_optional
 
 
 class Converter(OpenAPIConverter):
-    """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
+    """Converts marshmallow schemas to JSON Schema, with the parts that apispec leaves out."""
 
     def schema2jsonschema(self, schema: Any) -> Object:
         converted = super().schema2jsonschema(schema)
@@ -43,13 +43,13 @@ class Converter(OpenAPIConverter):
         return known | {name: field.metadata[name] for name in keywords}
 
     def dict2properties(self, field: Any, **kwargs: Any) -> Object:
-        # For any value apispec writes `{}`, which generators for Go read as a pointer.
+        # For values of any type apispec writes `{}`, for which Go generators use pointers.
         converted = super().dict2properties(field, **kwargs)
         return {name: value or True for name, value in converted.items()}
 
 
 def document(app: Flask, secured: str) -> Object:
-    """The document of what the routes declare; those below `secured` need an API key."""
+    """The document of the operations of the routes; paths under `secured` need an API key."""
     plugin = MarshmallowPlugin()
     plugin.Converter = Converter
     spec = APISpec(
@@ -62,8 +62,8 @@ def document(app: Flask, secured: str) -> Object:
             "contact": {"name": "The operator of this service"},
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        servers=[{"url": "."}],  # relative to the document's own URL: it holds under any prefix
-        security=[{"apikey": []}, {"bearer": []}],  # one of the two
+        servers=[{"url": "."}],  # relative to the document's URL, which a proxy can give a prefix
+        security=[{"apikey": []}, {"bearer": []}],  # a request needs one of the two
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
@@ -84,15 +84,16 @@ def document(app: Flask, secured: str) -> Object:
             operation = _operation(view, rule, method, needs_key=needs_key)
             operation["operationId"] += f"By{method.title()}" if operations else ""
             operations[method.lower()] = operation
-        # First, since `path` copies what it gets, and a copy of each schema takes seconds.
+        # Schemas become references before `path` copies the operations: copying all schemas would
+        # take seconds.
         plugin.operation_helper(operations=operations)
         spec.path(openapi_path(rule.rule), operations=operations)
     return spec.to_dict()
 
 
 def _rules(app: Flask) -> list[Rule]:
-    """The rules of the routes that declare an operation, ordered as their tags are."""
-    # The routes of a link answer as the routes with a key do.
+    """The rules of the routes that declare an operation, in the order of their tags."""
+    # The routes of links are left out: they respond like the same routes with a key.
     rules = (rule for rule in app.url_map.iter_rules() if "token" not in rule.arguments)
     declared = [rule for rule in rules if hasattr(app.view_functions[rule.endpoint], "operation")]
     return sorted(declared, key=lambda rule: list(TAGS).index(_tag(rule)))
@@ -103,7 +104,7 @@ def _tag(rule: Rule) -> str:
 
 
 def openapi_path(rule: str) -> str:
-    """A rule of Flask's as OpenAPI spells it: `/task/<task_id>` becomes `/task/{taskId}`."""
+    """The rule of a Flask route in OpenAPI's notation: `/task/{taskId}` for `/task/<task_id>`."""
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule).replace("_id}", "Id}")
 
 
@@ -136,7 +137,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
         "responses": _responses(declared) | _refusals(statuses, declared.errors),
     }
     if content:
-        # A text body can be empty, so it is not required.
+        # A body that can be text is not required, since empty text is valid.
         required = all(
             isinstance(schema, Schema) and not is_optional(schema) for schema in content.values()
         )
@@ -158,14 +159,14 @@ def _responses(operation: Operation) -> Object:
 
 
 def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
-    """Status -> the name of a shared response, or one with the operation's own error `codes`."""
+    """Status -> the name of a shared response, or a response with the operation's error `codes`."""
     responses: Object = {str(status): REFUSALS[status] for status in statuses}
     for status in {error_codes.CODES[code].status for code in codes}:
         responses[str(status)] = _problem(status, codes)
     return dict(sorted(responses.items()))
 
 
-# Members of an error's example, where they differ from the meaning of its code.
+# Error code -> members that replace those in the example of the error.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
     error_codes.NOT_FOUND: {"detail": "Task's ID is not found"},
@@ -175,7 +176,7 @@ ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-A
 
 
 def _problem(status: int, codes: Iterable[str]) -> Object:
-    """The response of an error with one of those codes that have this status."""
+    """The response for errors with this status, which have one of the `codes`."""
     codes = [code for code in codes if error_codes.CODES[code].status == status]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
@@ -201,7 +202,7 @@ def _media(schema: Any, example: Any) -> Object:
         return {"schema": {"type": "string"}, "example": example or "Synopsis: Running\n15 mails\n"}
     if isinstance(schema, tuple):
         # Java generators create a broken class for `anyOf` with an array.
-        return _media(schema[0], example) | {"schema": {"description": "One of two forms."}}
+        return _media(schema[0], example) | {"schema": {"description": "One of two formats."}}
     if isinstance(schema, list):
         one = example_of(schema[0]) | (example or {})
         return {"schema": {"type": "array", "items": schema[0]}, "example": [one]}

@@ -13,13 +13,13 @@ from markupsafe import Markup, escape
 
 from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
 
-MAX_PATTERN = 40  # a longer pattern is left out, since the description contains it in words
+MAX_PATTERN = 40  # longer patterns are left out: the field's description says what is valid
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 
 
 def prose(text: str) -> Markup:
-    """Paragraphs of a text whose only markup is `code` and *emphasis*."""
+    """The paragraphs of a text as HTML; its only markup is `code` and *emphasis*."""
     paragraphs = map(inline, text.strip().split("\n\n"))
     return Markup("").join(map(Markup("<p>{}</p>").format, paragraphs))
 
@@ -32,7 +32,7 @@ def inline(text: str) -> Markup:
 
 
 def kind(schema: Object) -> Markup:
-    """The type of a value in words; a named schema becomes a link."""
+    """The type of a value as text; a named schema becomes a link."""
     if "$ref" in schema:
         return Markup('<a href="#{0}">{0}</a>').format(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
@@ -74,7 +74,7 @@ def resolved(document: Object, node: Object) -> Object:
 
 
 def response_headers(document: Object, operation: Object) -> dict[str, Object]:
-    """The headers of successful responses, and of a webhook's, without X-Request-Id."""
+    """The headers of successful responses to an operation or webhook, without X-Request-Id."""
     return {
         name: resolved(document, header)
         for status, response in operation["responses"].items()
@@ -85,7 +85,7 @@ def response_headers(document: Object, operation: Object) -> dict[str, Object]:
 
 
 def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
-    """(status, response) of an operation's errors, without those that any request can get."""
+    """The status and response of each error of an operation that not all operations share."""
     for status, response in operation["responses"].items():
         if status >= "400" and int(status) not in ALWAYS_REFUSED:
             yield status, resolved(document, response)
@@ -102,7 +102,7 @@ def pretty(value: Any) -> str:
 
 
 def curl(path: str, method: str, operation: Object) -> str:
-    """The curl command of an operation's example; it needs `$URL` and `$KEY` to be set."""
+    """The curl command for an operation's example; it uses the variables `$URL` and `$KEY`."""
     query = urlencode(_required(operation, "query"))
     url = path.format(**_required(operation, "path")) + (f"?{query}" if query else "")
     method_option = "" if method == "get" else f"-X {method.upper()} "
@@ -117,7 +117,7 @@ def curl(path: str, method: str, operation: Object) -> str:
 
 
 def _required(operation: Object, place: str) -> Object:
-    """Name -> example of the parameters that a request must have."""
+    """Name -> example, for the parameters that a request must have."""
     return {
         parameter["name"]: parameter["schema"]["examples"][0]
         for parameter in operation["parameters"]

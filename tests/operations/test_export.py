@@ -409,8 +409,8 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "wrong status": ("task", lambda line: line.update(status="done"), "status: Must be one of"),
     "no such agent": ("task", lambda line: line.update(agentId="x"), "agentId: No line before"),
     "no such user": ("agent", lambda line: line.update(userId=OTHER_ID), "userId: No line before"),
-    "ended twice": ("task", lambda line: line.update(status="complete"), "finishedAt: Must be"),
-    "failed, but running": ("task", lambda line: line.update(error=FAILED), "error: Must belong"),
+    "ended twice": ("task", lambda line: line.update(status="complete"), "finishedAt: Must match"),
+    "failed, but running": ("task", lambda line: line.update(error=FAILED), "error: Must match"),
     "other format": ("export", lambda line: line.update(format=2), "format: must be 1, not 2"),
     "other type": ("agent", lambda line: line.update(type="x"), "its type must be one of"),
     "wrong time": ("log", lambda line: line.update(at="then"), "at: Must be a time in RFC 3339"),
@@ -437,7 +437,7 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
         "agent", lambda line: line.update(annotations={"readOnlyHint": 1}), "annotations: readOnly"
     ),
     "wrong question": ("question", lambda line: line.update(schema={}), "schema: Must have the"),
-    "unanswered": ("question", lambda line: line.update(answer=None), "answer: Must belong"),
+    "unanswered": ("question", lambda line: line.update(answer=None), "answer: Must match"),
     "wrong answer": ("question", lambda line: line.update(answer={"a": 1}), "content.a: Unknown"),
     "question of another task": (
         "question", lambda line: line.update(taskId=OTHER_ID), "taskId: Is not the task before it."
