@@ -117,11 +117,11 @@ def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Respo
     """Read what is new in a log.
 
     Returns the lines of the task that the log of another task, `against`, does not contain. By
-    default that is a complete task of the same agent and name that ended before this task started.
-    Of several such tasks, it is the one that has the most labels in common, and of these the latest.
-    Child tasks are compared only with child tasks. The comparison ignores numbers, UUIDs, `0x...`,
-    16 or more hexadecimal digits, dates, clock times and paths in /tmp. It reads only the first and
-    the last 8 MiB of a log, for at most 2 s; `cut` is true if something was left out.
+    default that is a complete task of the same agent and name that ended before this task started:
+    the task with the most labels in common, and of several the latest. Child tasks are compared
+    only with child tasks. The comparison ignores differences in numbers, UUIDs, `0x...`, 16 or more
+    hexadecimal digits, dates, clock times and paths in /tmp. It reads only the first and the last
+    8 MiB of a log, for at most 2 s; `cut` is true if something was left out.
     """
     return responses.json(new_lines.new_lines(caller, task_id, query.get("against")))
 

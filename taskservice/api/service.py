@@ -54,8 +54,8 @@ def ready() -> Response:
 def show_metrics() -> Response:
     """Metrics.
 
-    Returns the sums over all server processes, in the Prometheus text format. If the database can't
-    be read, the response contains only the metrics that do not need it.
+    Returns the metrics of all server processes together, in the Prometheus text format. If the
+    database can't be read, the response contains only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
     of_processes = [metrics.BUILD, *metrics.requests.metrics(limit)]

@@ -1,1 +1,1 @@
-"""Shared by the API and the dashboard: request reading, responses, long polls, event streams."""
+"""Requests, responses, long polls and event streams, for the API, MCP and the dashboard."""

@@ -1,4 +1,4 @@
-"""Reads requests strictly, as their operations declare them, before a view is called."""
+"""Reads a request strictly, by the declaration of its operation, before the view is called."""
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,11 +27,11 @@ from taskservice.services import questions, tasks
 from taskservice.terms import API_PREFIX, MAX_IDEMPOTENCY_KEY
 from taskservice.user_slots import UserSlots
 
-# Reads URLs and hosts that clients send, which can contain anything.
+# URLs and hosts from clients, which can contain anything.
 
 
 def url_parts(url: str) -> SplitResult:
-    """The parts of a URL; all are empty if it is not a valid one."""
+    """The parts of a URL; all are empty if the URL is invalid."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -39,15 +39,15 @@ def url_parts(url: str) -> SplitResult:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether this host, without port and brackets, is this machine itself."""
+    """Whether this host, a name or address without port and brackets, is this machine."""
     try:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
 
 
-# The spaces around the value of a header. Its letters are UTF-8 decoded as Latin-1, so `strip()`
-# would remove their bytes A0 and 85 too.
+# The spaces to strip from the value of a header. Since the bytes of a header are decoded as
+# Latin-1, `strip()` would also remove the bytes A0 and 85, which can be parts of UTF-8 characters.
 SPACE = " \t"
 
 WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
@@ -56,8 +56,8 @@ WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
 def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     """Trust the `X-Forwarded-*` headers of `hops` proxies.
 
-    Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the one that the outermost
-    trusted proxy set is `hops` from the right. Often only the outermost sets `-Prefix`.
+    Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the value of the outermost
+    trusted proxy is at position `hops` from the right. Often only that proxy sets `-Prefix`.
     """
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
@@ -65,7 +65,7 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
         prefixes = environ.get("HTTP_X_FORWARDED_PREFIX", "").split(",")
         values = [prefix.strip(SPACE) for prefix in prefixes]
         outermost = values[-hops] if len(values) >= hops else values[0]
-        # `//other.example` would be another host.
+        # A URL that begins with `//other.example` refers to another host.
         if outermost.startswith("/") and not outermost.startswith("//"):
             environ["SCRIPT_NAME"] = outermost.rstrip("/")
         return fixed(environ, start_response)
@@ -73,14 +73,15 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     return with_prefix
 
 
-# The declaration of a route: its endpoint validates requests by it, and OpenAPI documents it.
+# The declaration of a route. Its endpoint validates requests by it, and the OpenAPI document is
+# made from it.
 
 JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
-# A JSON object is given by its schema, an array by a list of one schema, text by its media type.
-# A tuple means any one of its elements. A mapping gives the schema of another media type.
+# The content of a body: a schema for a JSON object, a list of one schema for an array, a media type
+# for text. A tuple lists alternatives. A mapping contains the schema of any other media type.
 Body: TypeAlias = Schema | list[Schema] | str
 Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
@@ -91,24 +92,24 @@ class Operation:
 
     name: str
     query: Schema = field(default_factory=EmptySchema)
-    # `body` is loaded and passed to the view; the view itself loads `reads`, which can have
-    # MAX_BODY bytes instead of MAX_SMALL_BODY.
+    # `body` is loaded and passed to the view. A body of `reads` is loaded by the view, and can have
+    # up to the setting MAX_BODY bytes instead of MAX_SMALL_BODY.
     body: Schema | None = None
     reads: Content = None
-    # Names of request headers that are read, and of headers of successful responses.
+    # Names of request headers that the operation reads, and of headers in its successful responses.
     headers: Sequence[str] = ()
     response_headers: Sequence[str] = ()
     # The content of successful responses, by status.
     responses: Mapping[int, Content] = field(default_factory=dict)
-    # The error codes that only some operations have.
+    # The error codes of this operation, without those of all operations.
     errors: Sequence[str] = ()
-    # Whether the operation needs no key; its view then gets no `caller`.
+    # Whether the operation needs no key. Its view then has no argument `caller`.
     is_public: bool = False
-    # Whether agent keys are rejected.
+    # Whether the operation rejects agent keys.
     user_key: bool = False
-    # Whether read keys are rejected although the method only reads.
+    # Whether the operation rejects read keys even though its method is GET.
     full_access: bool = False
-    # Members that replace members of the schema's example in the example of a response.
+    # The example of a response: text, or the members that differ from the schema's example.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
 
@@ -118,7 +119,7 @@ def is_optional(schema: Schema) -> bool:
 
 
 def by_media_type(content: Content) -> dict[str, Any]:
-    """Media type -> the schema, a list of the one schema, a pair of these, or None for text."""
+    """Media type -> its schema, a list of one schema, a tuple of alternatives; None for text."""
     if content is None:
         return {}
     if isinstance(content, Mapping):
@@ -133,32 +134,33 @@ def by_media_type(content: Content) -> dict[str, Any]:
 
 View = Callable[..., Response]
 
-# Request header -> the headers of the response to it.
+# Request header -> the response headers that it causes.
 _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied", "Retry-After"]}
 
 
 def ignore_dates() -> None:
-    """Ignore the headers with dates, since Werkzeug fails at some, such as huge years."""
-    # Without its `If-Range`, a range is ignored too.
+    """Remove the headers with dates, since Werkzeug fails at some dates, such as huge years."""
+    # `Range` is removed too: without its `If-Range` it must not be used.
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
 
-# Maximum size of a body in bytes, unless its operation takes a large one: twice the largest input.
+# Maximum size of a body in bytes, unless the operation reads large bodies: twice the largest input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
-# The same for a request that needs no key.
+# Maximum size of a body in bytes if the request needs no key.
 MAX_BODY_WITHOUT_KEY = 64 * 1024
 
-# Parsing a larger body takes up to 25 times its size. A batch of `taskservice run` is smaller.
+# A larger body needs a slot, since parsing it takes memory of up to 25 times its size. The batches
+# of `taskservice run` are smaller.
 LARGE_BODY = 640 * 1024
 _TOO_MANY = "Too many large requests at once; try again later"
 large_body_slots = UserSlots(2, 3.0, _TOO_MANY)
-# For large bodies while they arrive.
+# Slots for large bodies while the service receives them.
 _arriving_slots = UserSlots(16, 3.0, _TOO_MANY, per_user=8)
 
 
 def large_json_slot(data: bytes) -> AbstractContextManager[None]:
-    """Hold a slot while this JSON is parsed, if that takes much memory. Raises 503."""
+    """Hold a slot while this JSON is parsed, if parsing it takes much memory. Raises 503."""
     return _slot(len(data) > LARGE_BODY or strict_json.has_many_containers(data))
 
 
@@ -170,12 +172,12 @@ def _slot(is_large: bool, slots: UserSlots = large_body_slots) -> AbstractContex
 
 
 class Endpoint:
-    """A view with the arguments that its operation declares, from the request.
+    """Calls a view with the arguments that its operation declares.
 
-    The view gets the `caller`, the IDs of its path, and `query` and `body` where its operation has
-    schemas for them; also `sent`, the body before it was loaded, if the response can be a replayed
-    one, and `data`, the body as received, if its operation has `reads`. Raises 400, 403, 404, 406,
-    412, 413, 415, 422 and 503.
+    These are the `caller`, the IDs in the path, and `query` and `body` if the operation has schemas
+    for them. If a response can be replayed, `sent` is the body before it was loaded. If the
+    operation has `reads`, `data` is the body as received. Raises 400, 403, 404, 406, 412, 413, 415,
+    422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -218,7 +220,7 @@ class Endpoint:
         return arguments | canonical(path)
 
     def _allowed_caller(self) -> Caller:
-        """The caller; raises 403 if the operation is not for its key."""
+        """The caller; raises 403 if the caller's key is not allowed to use the operation."""
         caller = current_caller()
         if self.operation.full_access:
             caller.require_full_access()
@@ -228,10 +230,11 @@ class Endpoint:
 
 
 def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
-    """Raises 412 for a change of a task whose `If-Match` is not `*`, 404 for an unknown task.
+    """Raises 412 if a request to change a task has an `If-Match` other than `*`; 404 if the task is
+    unknown.
 
-    Tasks have weak ETags, of which none matches under the strong comparison of RFC 9110. It wants
-    this check before the body is processed, but after the checks that don't need the body.
+    `If-Match` needs strong ETags (RFC 9110), and those of tasks are weak. The RFC requires this
+    check before the body is processed, but after the checks that don't need the body.
     """
     if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return
@@ -246,7 +249,8 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
 def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:
     """A decorator that makes a view an Endpoint; it takes the arguments of Operation.
 
-    `content` is for status 200, the only success. The response headers for `headers` are added.
+    `content` is the content of status 200, if no other status means success. The response headers
+    that the request `headers` cause are added.
     """
     headers = fields.get("headers", ())
     responses = fields.pop("responses", {200: content})
@@ -258,7 +262,7 @@ def operation(name: str, content: Content = None, **fields: Any) -> Callable[[Vi
 
 
 def canonical(path: Mapping[str, str]) -> dict[str, str]:
-    """The IDs of a path in their canonical form; raises 404 for text that is not a UUID."""
+    """The IDs in a path in their canonical form; raises 404 for invalid UUIDs."""
     return {
         # An agent's ID is chosen by its user, and PostgreSQL cannot store NUL.
         name: text.replace("\0", "\ufffd")
@@ -269,19 +273,19 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_link() -> None:
-    """For the routes of a link: get the task from the link instead of the path. Raises 404."""
+    """Get the task's ID for a route of a link from the link, not from the path. Raises 404."""
     path = request.view_args or {}
     authenticate_link(path.pop("token"))
     path["task_id"] = caller.task_id
 
 
 def require_id(thing: str, text: str) -> str:
-    """The ID in its canonical form; raises 404 for text that is not a UUID."""
+    """The ID in its canonical form; raises 404 for an invalid UUID."""
     return require(parse_id(text), thing)
 
 
 def idempotency_key(key: str | None = None) -> str | None:
-    """The key of a request that can be repeated, `key` or in its header. Raises 422."""
+    """The idempotency key of a request: `key`, by default that of the header. Raises 422."""
     key = request.headers.get("Idempotency-Key") if key is None else key
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
@@ -289,7 +293,7 @@ def idempotency_key(key: str | None = None) -> str | None:
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
-    """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
+    """The query string, loaded by `schema`; raises 422 for unknown or repeated parameters."""
     try:
         pairs = parse_qsl(request.query_string.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
@@ -308,8 +312,8 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 
 def json_value(data: bytes, schema: Schema) -> Any:
-    """The body `data` as strict JSON, for `schema`; raises 400, 415 and 422."""
-    # No body counts as `{}`. Some clients send an empty body of type JSON, or null, instead.
+    """The body `data` as strict JSON for `schema`; raises 400, 415 and 422."""
+    # A missing body counts as `{}`, and so do null and empty JSON, which some clients send instead.
     if not data and not request.content_type:
         return {}
     _require_json()
@@ -320,7 +324,7 @@ def json_value(data: bytes, schema: Schema) -> Any:
 
 
 def json_bytes() -> bytes:
-    """The JSON body of a view without an operation, as received; raises 413 and 415."""
+    """The JSON body as received, for a view without an operation; raises 413 and 415."""
     _require_json()
     return body_bytes()
 
@@ -333,7 +337,7 @@ def _require_json() -> None:
 
 
 def _check_no_body() -> None:
-    """Raises 400 and 422 for a body of any type, unless it is empty, null or `{}`."""
+    """Raises 400 and 422 unless the body, of any type, is empty, null or `{}`."""
     if data := _received():
         with large_json_slot(data):
             if (body := _parsed(data)) is not None:
@@ -350,7 +354,7 @@ def _parsed(data: bytes) -> Any:
 
 
 def body_bytes() -> bytes:
-    """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
+    """The body as received; raises 413 if it is too long, 415 if it is compressed or not UTF-8."""
     this = request.itself
     encoding = this.environ.get("HTTP_CONTENT_ENCODING", "").strip(SPACE).lower()
     if encoding not in ("", "identity"):
@@ -373,7 +377,7 @@ def _received() -> bytes:
         this.max_content_length = limit + 1
     elif size > limit:
         raise RequestEntityTooLarge
-    # The body has the same time limit as a whole request.
+    # The thread may wait for the body until the time limit of a request.
     end_shared_reading()
     with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
         data = this.get_data(cache=False)
@@ -391,21 +395,21 @@ def _check_accept(accepted: str | None, media_types: tuple[str, ...]) -> None:
 
 def quality(media_type: str) -> float:
     """The weight that `Accept` gives to a media type, from 0 to 1."""
-    # Every response is in UTF-8, so a request for that charset matches too.
+    # All responses are in UTF-8, so a type with this charset is acceptable too.
     variants = (media_type, f"{media_type}; charset=utf-8")
     return max(map(request.accept_mimetypes.quality, variants))
 
 
-# The cookie of the dashboard's sessions, here since requests to the API pass it, too.
+# The sessions of the dashboard. They are in this module because Flask opens one for each request,
+# even to the API.
 
 _NO_SESSION = NullSession()
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, in a cookie for this service alone; requests to the API have none."""
+    """Flask's sessions, in a cookie whose path is this service; the API has no sessions."""
 
     def open_session(self, app: Flask, request: flask.Request) -> SecureCookieSession | None:
-        # Requests to the API need no session.
         is_api = request.path.startswith(f"{API_PREFIX}/")
         return _NO_SESSION if is_api else super().open_session(app, request)
 

@@ -1,4 +1,4 @@
-"""Responses, which can be streamed; and the filters of a list, from the query string."""
+"""Responses, which can be streams; and the tasks and fields that a query string selects."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,21 +25,22 @@ from taskservice.services.task_json import WHOLE, Shape
 from taskservice.user_slots import UserSlots
 from taskservice.web.request import JSON
 
-# The headers of a response whose path is a secret: other sites and search engines must not get it.
+# Headers that hide a secret path from other sites and from search engines.
 PRIVATE = {"Referrer-Policy": "no-referrer", "X-Robots-Tag": "noindex"}
 
-# Minimum size of a piece of text that is sent.
+# Minimum size of a piece of a stream in bytes.
 PIECE_BYTES = 64 * 1024
 
 
 class FastResponse(Response):
-    """A response whose headers are not copied if they are complete, or if it is a 304."""
+    """A response that skips Werkzeug's copy of the headers if they are complete, or for a 304."""
 
     # A response without a body has no content type.
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
-        # Werkzeug would copy them to add a length, remove a body's headers, and quote a `Location`.
+        # Werkzeug copies the headers to add `Content-Length`, to remove headers of an empty body,
+        # and to quote `Location`.
         if self.status_code == 304:
             remove_entity_headers(self.headers)
             return self.headers
@@ -56,7 +57,7 @@ def dump(
     *,
     many: bool = False,
 ) -> Response:
-    """A row, or several with `many`, dumped by a schema."""
+    """A response with a row, or several with `many`, as JSON by a schema."""
     return json(schema.dump(row, many=many), status, headers)
 
 
@@ -65,7 +66,7 @@ def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 
 
 class LongListSlots(UserSlots):
-    """Slots for long lists without `limit`, so that other requests have threads."""
+    """Slots for long lists without `limit`, so that threads remain for other requests."""
 
     def __init__(self, threads: int) -> None:
         refusal = "Too many long lists at once; try again later, or use `limit`"
@@ -73,12 +74,12 @@ class LongListSlots(UserSlots):
 
 
 def array(pages: Iterable[Sequence[Any]]) -> Response:
-    """The items of all pages as one JSON array; streamed if it is large. Raises 503."""
+    """The items of all pages as one JSON array; streamed if the array is large. Raises 503."""
     return whole_list(task_json.array(pages))
 
 
 def whole_list(texts: Iterable[bytes]) -> Response:
-    """A list without `limit`, which holds a slot while it is streamed. Raises 503."""
+    """A list without `limit`. While the list is streamed, it holds a slot. Raises 503."""
     return stream(texts, slots=resources.find(LongListSlots))
 
 
@@ -93,24 +94,24 @@ def task(
 
 
 def page_url(path: str) -> str:
-    """The URL of a page, for a person."""
+    """The full URL of a page of the dashboard."""
     base = current_app.config["PUBLIC_URL"] or request.url_root.rstrip("/")
     return f"{base}/{path}"
 
 
 def replayed_header(replayed: bool) -> dict[str, str]:
-    """The header of a response to a repetition with the same `Idempotency-Key`."""
+    """The header that marks the response to a repetition with the same `Idempotency-Key`."""
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
 def is_conditional(shape: Shape) -> bool:
-    """Whether `If-None-Match` applies, so that the caller may already have the version."""
-    # Embedded objects have no version.
+    """Whether the response can be a 304 for the request's `If-None-Match`."""
+    # The version of a task does not cover embedded objects.
     return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
 
 def not_modified(seen: TaskRow, shape: Shape) -> Response | None:
-    """304 when the caller has this version of a task; else None."""
+    """A 304 if the caller already has this version of the task, otherwise None."""
     headers = _version_headers(seen, shape)
     known = request.environ["HTTP_IF_NONE_MATCH"]
     if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(seen, shape)):
@@ -119,7 +120,7 @@ def not_modified(seen: TaskRow, shape: Shape) -> Response | None:
 
 
 def versioned_task(row: TaskRow, shape: Shape) -> Response:
-    """A task with its ETag. A shape with logs needs a row of `logs.get_task`, others take any."""
+    """A task with its ETag. If the shape has logs, the row must be from `logs.get_task`."""
     if shape.expand:
         return task(row, shape)
     headers = _version_headers(row, shape)
@@ -130,7 +131,7 @@ def versioned_task(row: TaskRow, shape: Shape) -> Response:
 
 
 def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
-    # Werkzeug would take longer to create them from a dictionary.
+    # Creating `Headers` from a dictionary takes longer.
     headers = Headers()
     headers.add("ETag", quote_etag(_etag(seen, shape), weak=True))
     headers.add("Cache-Control", "private, no-cache")
@@ -140,7 +141,7 @@ def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
 def _etag(seen: TaskRow, shape: Shape) -> str:
     if seen.questions == NO_QUESTIONS:
         return f"{seen.version}-{shape.version}"
-    # A question expires without a new version.
+    # The number of open questions is a part, since a question expires without a new version.
     return f"{seen.version}-{shape.version}-{len(open_questions(seen.questions))}"
 
 
@@ -151,7 +152,7 @@ def stream(
     media_type: str = JSON,
     slots: UserSlots | None = None,
 ) -> Response:
-    """A response of one piece, or a stream of several, which holds one of the `slots`."""
+    """A response of one piece, or a stream of several pieces, which holds one of the `slots`."""
     pieces = _in_pieces(texts)
     first, second = next(pieces), next(pieces, None)
     if second is None:
@@ -159,7 +160,7 @@ def stream(
     held = ExitStack()
     if slots is not None:
         held.enter_context(slots.hold(caller.user_id))
-    # A failure midway breaks the connection, so that no client mistakes a part for the whole.
+    # A failure midway closes the connection, so that no client mistakes a part for the whole.
     rest = stream_with_context(chain((first, second), pieces))
     response = Response(rest, status, headers, mimetype=media_type)
     response.call_on_close(held.close)
@@ -167,7 +168,7 @@ def stream(
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in fewer, larger pieces, since sending a piece takes a system call."""
+    """The same text in fewer and larger pieces, since each piece takes a system call to send."""
     waiting, size = [], 0
     for text in texts:
         waiting.append(text)
@@ -178,11 +179,11 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(waiting)
 
 
-# Reads the query string of a list: the tasks, their fields, and the page.
+# The query string of a list: the tasks, their fields, and the page.
 
 
 def shape(caller: Caller, query: dict[str, Any]) -> Shape:
-    """The shape that a request asks for. Raises 422 for fields that a link does not show."""
+    """The shape that a query string selects. Raises 422 for fields that a link does not show."""
     if caller.task_id:
         names = query.get("fields", SHARED_FIELDS)
         if "expand" in query or not set(names) <= set(SHARED_FIELDS):
@@ -198,18 +199,18 @@ def selection(query: dict[str, Any]) -> Selection:
 
 
 def after(query: dict[str, Any]) -> Position | None:
-    """The position that the cursor names; None for the first page."""
+    """The position of the cursor; None for the first page."""
     return Position(*query["cursor"][1:3]) if "cursor" in query else None
 
 
 def end_of(query: dict[str, Any]) -> Sequence[Any] | None:
-    """Where the previous page of a search stopped; None for the first page."""
+    """The position at which the previous page of a search ended; None for the first page."""
     return query["cursor"][1:] if "cursor" in query else None
 
 
 def link(tasks: Selection, end: Sequence[Any] | None) -> dict[str, str]:
     """The `Link` header to the next page, which begins after `end`; empty if `end` is None."""
-    # Relative to the path of the request, so that it works behind any proxy and prefix.
+    # The URL is relative to the path of the request, so that it works behind any proxy and prefix.
     return {"Link": f'<?{next_query(tasks, end)}>; rel="next"'} if end else {}
 
 

@@ -29,17 +29,18 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
-# How often a waiting request checks that its client is still connected.
+# The interval at which a waiting request checks that its client is still connected.
 CLIENT_CHECK_SECONDS = 2.0
-# Of several preferences with the same name, the first counts.
+# If a preference is repeated, the first one counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
-# Seconds before a wait without a slot is repeated: a hundred clients take 1% of a CPU.
+# Seconds after which a client that got no slot should retry: a hundred such clients take 1% of a
+# CPU.
 RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
     """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
-    # An invalid preference is ignored. Python refuses to parse a number of thousands of digits.
+    # An invalid preference is ignored. Only 9 digits are parsed: Python rejects thousands of them.
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
     if not seconds:
@@ -62,10 +63,10 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
 def within(
     seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False
 ) -> tuple[T, bool]:
-    """The result of `read` as soon as it `is_enough`, or after `seconds`; whether it waited.
+    """The result of `read` as soon as it `is_enough`, or after `seconds`; and whether it waited.
 
-    Without a free slot it does not wait, and it can lose its slot before the end. It ends when the
-    client disconnects, and holds no database connection. Raises 401 once the key is invalid.
+    It does not wait without a free slot, and stops waiting if it loses its slot or the client
+    disconnects. It holds no database connection. Raises 401 as soon as the key is invalid.
     """
     result = read()
     if not seconds or is_enough(result):
@@ -80,7 +81,7 @@ def within(
             return result, False
         with watch.watching():
             while True:
-                # With `by_time`, the result also changes without a change of the database.
+                # With `by_time`, the result can change while the database does not.
                 if by_time or watch.changes != since:
                     since = watch.changes
                     result = read()
@@ -90,7 +91,7 @@ def within(
                 if remaining <= 0 or resources.stopping.is_set():
                     break
                 watch.wait(since, min(remaining, CLIENT_CHECK_SECONDS))
-                # The next `read` may claim a task for a client that has left.
+                # Checked before the next `read`, which may claim a task for the client.
                 if not is_valid():
                     raise not_found("link") if caller.task_id else invalid_key()
                 if slot.is_over or not is_client_connected():
@@ -99,7 +100,9 @@ def within(
 
 
 def _key_check() -> Callable[[], bool]:
-    """A check whether this request's key is still valid; reads the key after database changes."""
+    """A function that checks that the request's key is valid; it reads the key only after changes
+    of the database.
+    """
     watch = resources.find(Watcher)
     since, expires_at = None, ""
 
@@ -108,7 +111,7 @@ def _key_check() -> Callable[[], bool]:
         if watch.changes != since:
             since = watch.changes
             key = still_valid()
-            # No timestamp is later than "~".
+            # "~" is later than any timestamp.
             expires_at = "" if key is None else key.expires_at or "~"
         return clock.now() < expires_at
 
@@ -117,7 +120,7 @@ def _key_check() -> Callable[[], bool]:
 
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-    """A slot and a separate thread for this request; None if there is no slot."""
+    """Hold a slot, and replace the thread of this request in the pool; None without a free slot."""
     slots = resources.find(WaitSlots)
     slot = WaitSlot(caller.user_id, is_stream, caller.key_id if caller.task_id else "")
     if not slots.acquire(slot):
@@ -133,11 +136,13 @@ def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
-    """The task that the caller claims now, or None; whether a claim is repeated. Raises 404."""
+    """The task that the caller claims, or None; and whether it was claimed by an earlier request
+    with the same key. Raises 404.
+    """
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
-        # Reading is cheap; a claim waits for the write lock. An earlier claim with the same key,
-        # whose response was lost, can still be waiting, and then gets the task.
+        # This read is cheap, whereas a claim waits for the write lock. An earlier request with the
+        # same key, whose connection was lost, can still be waiting and claim the task first.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
         worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
@@ -146,7 +151,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
 
 
 def is_client_connected() -> bool:
-    """Whether the client of this request has not closed its connection."""
+    """Whether the client's connection is still open."""
     client: socket.socket | None = request.environ.get("gunicorn.socket")
     if client is None:
         return True
@@ -158,22 +163,23 @@ def is_client_connected() -> bool:
         return False
 
 
-# The changes of a task as they happen, as Server-Sent Events.
+# A stream of a task's changes, as Server-Sent Events.
 
-# A comment after this time without an event prevents proxies from closing the stream.
+# After this time without an event, a comment is sent, so that proxies do not close the stream.
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
-# Columns that never change, or only with an append: a follower gets no `task` for them.
+# Columns that never change, or only at an append: their changes cause no `task` event.
 _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
-# The columns that the viewers of a link get.
+# The columns that viewers of a link can read.
 SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
-# The streams are limited in number, since each one has a thread.
+# Seconds after which a client should retry. The number of streams is limited, since each has a
+# thread.
 STREAM_RETRY_SECONDS = 5
 HEADERS = {"X-Accel-Buffering": "no"}
 
@@ -202,13 +208,13 @@ def follow(
 def _text(
     events: Iterator[bytes | None], slot: WaitSlot, is_allowed: Callable[[], bool]
 ) -> Iterator[bytes]:
-    """The events, while the client has access, with comments while nothing changes."""
+    """The events while the client has access, and comments while nothing changes."""
     is_key_valid = _key_check()
     sent_at = checked_at = time.monotonic()
     for event in events:
         if slot.is_over or (event is None and not is_client_connected()):
             return
-        # A stream can last for days, and the key can be revoked in that time.
+        # A stream can last for days, in which the key can be revoked.
         if time.monotonic() - checked_at >= CLIENT_CHECK_SECONDS:
             if not (is_allowed() and is_key_valid()):
                 return
@@ -222,8 +228,9 @@ def _text(
 def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    The task is first, after each change of more than its log, and last; None if nothing changes
-    between two checks of the client. A deletion or the end of the process ends the iterator too.
+    A `task` event is first, after each change that is not only of the log, and last. Yields None
+    if nothing changes between two checks of the client. Deleting the task, and the end of the
+    process, end the iterator too.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
@@ -240,11 +247,11 @@ def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]
                 return
             if shown is None:
                 yield _task(row)
-                # A number past the end would hide the next lines.
+                # With a number after the last line, the next lines would be skipped.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
-            # Retention or a deletion removed the log: the next read of the task shows which of
-            # them.
+            # The log was removed by retention or with the task: the next read of the task shows
+            # which.
             with suppress(LogDropped):
                 for page in logs.pages(row, after):
                     lines = page.timed_lines()

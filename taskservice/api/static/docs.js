@@ -1,10 +1,10 @@
-// Copy buttons of the examples, and the folded contents of a narrow page.
+// Adds copy buttons to the examples, and folds the table of contents on a narrow page.
 
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS browsers have no clipboard API, but they copy a selection.
+    // Without TLS, browsers have no clipboard API, but they can copy the selection.
     const field = document.createElement("textarea");
     field.className = "visually-hidden";
     field.value = text;
