@@ -1,4 +1,4 @@
-"""Access to `/mcp`: hosts, origins and keys; the headers for web pages."""
+"""Checks the host, origin and key of requests to `/mcp`, and adds headers for web pages."""
 
 from flask import Response, current_app, request
 
@@ -9,9 +9,9 @@ from taskservice.web.request import is_loopback, url_parts
 
 
 def require_access() -> None:
-    """Check the host, origin and key of a request, before its method. Raises 401 and 403."""
+    """Check the host, origin and key of a request before its method. Raises 401 and 403."""
     host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
-    # A web page whose name resolves to this machine (DNS rebinding) has another host.
+    # After DNS rebinding, the requests of a web page reach this machine, but name another host.
     if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
         detail = (
             "The service listens on loopback only, so the Host must be a loopback name; behind a "
@@ -26,7 +26,7 @@ def require_access() -> None:
 
 
 def add_headers(response: Response) -> Response:
-    """Vary responses by key and origin, and let pages of allowed origins read them."""
+    """Vary responses by key and origin, and let web pages of allowed origins read them."""
     headers, origin = response.headers, request.environ.get("HTTP_ORIGIN")
     headers.add("Vary", f"{KEY_HEADERS}, Origin")
     if origin is not None and _is_allowed(origin):
@@ -53,6 +53,6 @@ def _is_allowed(origin: str) -> bool:
 
 
 def _is_local() -> bool:
-    """Whether only programs on this machine can connect, without a proxy."""
+    """Whether only programs on this machine can connect, and there is no proxy."""
     config = current_app.config
     return not config["PROXY_HOPS"] and is_loopback(url_parts(f"//{config['BIND']}").hostname)

@@ -1,4 +1,4 @@
-"""The Model Context Protocol at `/mcp`: one JSON-RPC message in, one response out, no session."""
+"""The endpoint `/mcp`: each request is one JSON-RPC message, without a session."""
 
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import MethodNotAllowed
@@ -30,12 +30,13 @@ def handle() -> Response:
         data = json_bytes()
         with large_json_slot(data):
             call = protocol.read_call(data)
-        # All requests have the same path, so the log contains the method and the tool.
+        # The request log gets the method and the tool, since all requests have the same path.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
         request_log.add_details(method=call.method[:MAX_LOGGED], **tool)
         if call.is_notification:
-            # Not even `notifications/cancelled` ends a task: clients send it for finished calls.
+            # All are ignored. `notifications/cancelled` must not end a task, since clients send it
+            # for finished calls too.
             return FastResponse(status=202)
         if caller.agent_id is not None or call.method not in OF_READ_KEYS:
             caller.require_full_access()
@@ -53,7 +54,7 @@ def handle() -> Response:
 
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
-    """Reject other methods, after the same checks; respond to CORS preflight requests."""
+    """Reject other methods after the same checks, and respond to CORS preflight requests."""
     if access.is_preflight():
         return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])

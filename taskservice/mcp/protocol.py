@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 and MCP: the message of a request, its errors and its headers."""
+"""Reads a request by JSON-RPC 2.0 and MCP: its message and its headers; and their errors."""
 
 import base64
 import re
@@ -20,7 +20,7 @@ UNSUPPORTED_VERSION = -32022
 
 
 class RpcError(Exception):
-    """A JSON-RPC error, with the status of its response: by default 200 for INVALID_PARAMS."""
+    """A JSON-RPC error, with the status of the response."""
 
     def __init__(self, code: int, message: str, data: Any = None, *, status: int = 0) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class RpcError(Exception):
 
 
 MODERN = "2026-07-28"
-# The versions that begin with `initialize`, newest first.
+# The protocol versions in which a client first calls `initialize`, newest first.
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 VERSIONS = (MODERN, *LEGACY)
 
@@ -44,14 +44,14 @@ NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId
 
 
 class Call(NamedTuple):
-    """A request, or without an ID a notification, which gets no response."""
+    """A JSON-RPC request; without an ID, a notification, which gets no result."""
 
     method: str
     params: dict[str, Any]
     id: Any
     is_notification: bool
     is_modern: bool = False
-    # The client's capabilities, which only modern calls contain.
+    # The client's capabilities; empty for the LEGACY versions, whose calls do not contain them.
     capabilities: Mapping[str, Any] = {}
 
     @property
@@ -74,7 +74,7 @@ MAX_KEPT = 64 * 1024
 
 
 def read_call(data: bytes) -> Call:
-    """The call in the body of a request, before its headers are read. Raises RpcError."""
+    """The call in the body of a request, without data from the headers. Raises RpcError."""
     try:
         value = strict_json.loads_request(data)
     except (strict_json.NotJson, strict_json.UnsupportedNumber) as error:
@@ -84,21 +84,21 @@ def read_call(data: bytes) -> Call:
         and value.get("jsonrpc") == "2.0"
         and isinstance(value.get("method"), str)
         and isinstance(value.get("params", {}), dict)
-        # A number that Python would round is passed on as its text.
+        # The strict parser returns a Fragment for a number that Python would round.
         and isinstance(value.get("id", ""), str | int | float | orjson.Fragment)
         and not isinstance(value.get("id"), bool)
     ):
         raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
     params = value.get("params", {})
     others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
-    # All other members remain in memory while the call waits.
+    # The members other than arguments and answers remain in memory while the call waits.
     if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
         raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
     return Call(value["method"], params, value.get("id"), "id" not in value)
 
 
 def with_era(call: Call, headers: Headers) -> Call:
-    """The call with its era and the capabilities of its client. Raises RpcError."""
+    """The call with its protocol era and the client's capabilities. Raises RpcError."""
     meta, version = call.meta, _header(headers, "MCP-Protocol-Version")
     if VERSION_KEY not in meta and version in (None, *LEGACY):
         return call
@@ -117,7 +117,7 @@ def with_era(call: Call, headers: Headers) -> Call:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if call.method in NAMED_BY:
         parameter, name = NAMED_BY[call.method], _header(headers, "Mcp-Name")
-        # Some clients leave the header out for tasks.
+        # Some clients do not send the header in calls about tasks.
         is_needed = call.method == "tools/call" or name is not None
         if is_needed and _decoded(name) != call.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
@@ -137,7 +137,7 @@ def _decoded(value: str | None) -> str | None:
     try:
         return base64.b64decode(match[1], validate=True).decode()
     except ValueError:
-        # An invalid name, since no name contains NUL.
+        # The value can't be decoded: return a text that equals no name, since names have no NUL.
         return "\0"
 
 

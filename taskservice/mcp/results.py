@@ -24,9 +24,9 @@ REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:
-    """The reason for an error, for a model that can correct it. Raises any other error itself."""
+    """The reason for an error that a model can correct. Raises any other error again."""
     problem = problems.from_exception(error)
-    # Not found, not possible in the current state, invalid.
+    # A model can correct requests that are not found, invalid, or not possible at present.
     if problem.status not in (404, 409, 422):
         raise error
     if errors := problem.members.get("errors"):
@@ -36,14 +36,14 @@ def reason(error: Exception) -> str:
     return f"{problem.detail}{text}."
 
 
-# The person closed the form and can answer later.
+# The action of a person who closes a form without an answer, and can answer later.
 CANCEL = "cancel"
 
 _answer_schema = AnswerQuestionSchema()
 
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """The ID of a question -> the form that a client shows for it (elicitation)."""
+    """The ID of each question -> the form (elicitation) that a client shows for the question."""
     return {
         question["id"]: {
             "method": "elicitation/create",
@@ -58,16 +58,19 @@ def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRow:
-    """Answer a question with an `action`, and the `content` of an answer. Raises 404, 409, 422."""
+    """Answer a question by `fields`: the `action`, and the `content` if the action is `accept`.
+
+    Raises 404, 409 and 422.
+    """
     loaded = {"content": None} | _answer_schema.load(fields)
     return question_service.answer(caller, task_id, question_id, **loaded)
 
 
 def answer_forms(task_id: str, responses: Any) -> set[str]:
-    """Answer the questions of a task by ID; returns those whose form was closed unanswered.
+    """Answer questions of a task; returns the IDs of questions whose form was closed unanswered.
 
-    IDs that the task does not have are ignored. Raises 404, and 422 if some answers are rejected:
-    the others are accepted nevertheless.
+    `responses` maps IDs of questions to forms. IDs of other questions than the task's are ignored.
+    Raises 404, and 422 if an answer is rejected; the other answers are stored nevertheless.
     """
     if not isinstance(responses, dict):
         raise invalid({"inputResponses": ["Must be an object."]})
@@ -79,7 +82,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
             closed.add(question_id)
         elif response is not None:
             fields = response if isinstance(response, dict) else {}
-            # Some clients send an empty content with every action.
+            # Some clients send an empty content with other actions too.
             names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
             known = {name: fields[name] for name in names if name in fields}
             try:
@@ -91,7 +94,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     return closed
 
 
-# Maximum bytes of an output, and of a page of a log.
+# Maximum bytes of an output, and of the lines of a log, in a result.
 MAX_TEXT = 32 * 1024
 # Maximum characters of a line and of an error in a result, and of a status message.
 MAX_SHOWN_LINE = 1_000
@@ -119,7 +122,7 @@ ASK_NEXT = (
 def tool_result(
     structured: dict[str, Any], text: str | None = None, *, is_error: bool = False
 ) -> dict[str, Any]:
-    """The result of a tool; some clients show only the text, some only the structured content."""
+    """The result of a tool, as text and as structured content: some clients show only one."""
     if text is None:
         text = strict_json.dumps(structured).decode()
     result = {"content": [{"type": "text", "text": text}], "structuredContent": structured}
@@ -127,9 +130,9 @@ def tool_result(
 
 
 def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
-    """The result of the tool that started a task, or that waited for it.
+    """The result of a tool that started a task or waited for one.
 
-    `no_worker` is a message if no worker would claim it.
+    `no_worker` is a message that is set if no worker of the agent is running.
     """
     if task.status == RUNNING:
         return _running_result(task, no_worker)
@@ -196,7 +199,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
     if task.error_type == CANCELLED:
         return {**_polling(task), "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
-        # A failed task is completed too: `failed` would mean that the call itself failed.
+        # The state of a failed task is `completed` too: `failed` means that the call itself failed.
         result = {"resultType": "complete", **tool_result_of(task)}
         return {**_polling(task), "status": "completed", "result": result}
     questions = open_questions(task.questions) if call.takes_forms else []
@@ -205,7 +208,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
 
 
 def working_state(task: TaskRow) -> dict[str, Any]:
-    """The state of a task that runs, with its question, its note or its last line."""
+    """The state of a running task, with its question, note or last line as the message."""
     if questions := open_questions(task.questions):
         message = f"asks: {questions[0]['message']}"
     else:
@@ -225,7 +228,7 @@ def _polling(task: TaskRow) -> dict[str, Any]:
         "taskId": task.id,
         "createdAt": task.created_at,
         "lastUpdatedAt": task.updated_at,
-        # The time from its creation until retention removes it.
+        # The time from the creation of the task until retention removes the task.
         "ttlMs": ttl,
         "pollIntervalMs": POLL_MS if age < SLOW_POLL_AFTER_SECONDS else SLOW_POLL_MS,
     }
@@ -237,22 +240,25 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
 
 
 def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], int]:
-    """At most 32 KiB of a log, and the number of the last line: after a line, or at the end."""
+    """The lines after the line number `after`, or the last lines, and the number of the last one.
+
+    The lines have at most 32 KiB.
+    """
     if after is None:
         lines = logs.last_lines(task, count, MAX_TEXT)
-        # The last line alone can be longer.
+        # The last line alone can be longer than a page.
         return lines or _fitting(logs.last_lines(task, 1, MAX_LINE)), task.log_count
     lines = _fitting([text for text, _ in logs.lines_after(task, after, count)])
     return lines, max(after, task.first_log - 1) + len(lines)
 
 
 def _fitting(lines: list[str]) -> list[str]:
-    """The first lines that fit on a page; a first line that does not fit is truncated."""
+    """The first lines that fit on a page. If not even the first line fits, it is truncated."""
     sizes = accumulate(len(line.encode()) + 1 for line in lines)
     count = sum(size <= MAX_TEXT for size in sizes)
     return lines[:count] or [truncated(line, MAX_TEXT) for line in lines[:1]]
 
 
 def truncated(text: str, size: int) -> str:
-    """The first `size` bytes of a text, as whole characters."""
+    """The start of a text, at most `size` bytes and only whole characters."""
     return text.encode()[:size].decode(errors="ignore")

@@ -42,28 +42,28 @@ from taskservice.web.request import idempotency_key, require_id
 Arguments = dict[str, Any]
 Result = dict[str, Any]
 
-# Clients send all tools to their model with each request; `start_task` starts the other agents.
+# Maximum number of agents with a tool, since clients send all tools to their model with each
+# request. The tool `start_task` can start the other agents.
 MAX_AGENTS = 64
 # Maximum number of other agents whose IDs are listed.
 MAX_OTHERS = 64
 MAX_NAME = 40
-# The characters of a digest in a name, with the `_` before it; and of the part before that.
+# The number of characters of the `_` and the digest in the name of a tool, and of the part before.
 DIGEST = 7
 BEGINNING = MAX_NAME - DIGEST
-# The characters of an ID that a name can't have.
+# The characters that an ID can contain and the name of a tool can't.
 _INVALID = re.compile("[^a-z0-9_]")
 
 
 def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
     """The ID of each of these agents -> the name of its tool, if it has one.
 
-    Agents that are not listed have names too, or a name could pass to another agent, which a client
-    with cached tools, or a prompt, would start. A name that two agents could have, with or without
-    their digests, is not used.
+    All agents of the user count, even those without a tool. Otherwise a name could pass from one
+    agent to another, which a client with cached tools, or a prompt, would then start. A name that
+    is possible for two agents is not used.
     """
     names = [name for agent in agents for name in _possible_names(agent.id)]
-    # Only the other agents that could have one of these names, since a user can have very many
-    # agents.
+    # A user can have very many agents: read only those for which one of the names is possible.
     beginnings = {name[:length] for name in names for length in (BEGINNING, -DIGEST)}
     ids = agent_service.ids_with_beginnings(caller, beginnings, BEGINNING)
     claims = Counter([*FIXED, *(name for agent_id in ids for name in _possible_names(agent_id))])
@@ -77,7 +77,7 @@ def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
 
 
 def _possible_names(agent_id: str) -> tuple[str, str]:
-    """The name of an agent's tool without a digest, and with it."""
+    """The name of an agent's tool without a digest, and with one."""
     plain = _INVALID.sub("_", agent_id)
     digest = hashlib.sha256(agent_id.encode()).hexdigest()
     return plain, f"{plain[:BEGINNING]}_{digest[: DIGEST - 1]}"
@@ -100,7 +100,7 @@ def definitions() -> list[dict[str, Any]]:
 def _definition(name: str, agent: AgentRow) -> dict[str, Any]:
     hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
     if hints.get("readOnlyHint"):
-        # The default of this hint is for tools that change something.
+        # This hint is only for tools that change something.
         hints.pop("destructiveHint", None)
     return {
         "name": name,
@@ -113,7 +113,8 @@ def _definition(name: str, agent: AgentRow) -> dict[str, Any]:
 
 
 MAX_SECONDS = 45
-# How long a client that can follow tasks waits for one that ends immediately.
+# How long a call waits for a task that may end at once, before it returns the running task to a
+# client that can follow tasks.
 SHORT_SECONDS = 0.5
 
 # The label of each task that a tool starts.
@@ -154,7 +155,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
         task_id = _task_of_state(call, agent_id=agent_id)
     else:
         task_id = _start(call, agent_id, arguments)
-    # The arguments can take a megabyte, and the wait can be long.
+    # Free the arguments, which can take a megabyte, before a wait that can be long.
     arguments.clear()
     closed = _answered(call, task_id)
     if call.declares_tasks:
@@ -163,7 +164,7 @@ def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
             return {"resultType": "task", **results.working_state(task)}
         return results.tool_result_of(task)
     if attention_service.missing_worker(agent_service.get(caller, agent_id)):
-        # A worker that has just started claims the task immediately.
+        # If a worker is starting, give it time to claim the task.
         task = _wait(task_id, SHORT_SECONDS, lambda seen: seen.claimed_at is not None)
         if task.claimed_at is None:
             return _result_of(task)
@@ -183,13 +184,13 @@ def _idempotency_key(call: Call) -> str | None:
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
-    """The task as soon as it has ended or asks a question, at the latest after `seconds`."""
+    """The result when the task has ended or asks a question, or after `seconds`."""
     task = _wait(
         task_id,
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
-    # A client that shows forms gets the forms of all questions except the `closed` ones.
+    # A client that shows forms gets a form for each question, unless the form was closed before.
     questions = [row for row in open_questions(task.questions) if row["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
@@ -198,7 +199,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
 
 
 def _result_of(task: TaskRow) -> Result:
-    """The result of a tool for a task, with a notice if no worker would claim it."""
+    """The result of a tool for a task, with a notice if no worker of the agent is running."""
     if task.status != RUNNING or task.claimed_at is not None:
         return results.tool_result_of(task)
     agent = agent_service.get(caller, task.agent_id)
@@ -211,13 +212,18 @@ def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskRow], bool]) ->
 
 
 def _answered(call: Call, task_id: str) -> Collection[str]:
-    """Answer the forms in the call; returns the questions whose form was closed unanswered."""
+    """Answer the questions whose forms are in the call.
+
+    Returns the IDs of questions whose form was closed unanswered.
+    """
     responses = call.params.pop("inputResponses", None)
     return () if responses is None else results.answer_forms(task_id, responses)
 
 
 def _task_of_state(call: Call, **expected: str) -> str:
-    """The task of the call's `requestState`. Raises RpcError if it is not as expected."""
+    """The ID of the task in the call's `requestState`; raises RpcError if an attribute of the task
+    differs from `expected`.
+    """
     task_id = parse_id(str(call.params["requestState"]))
     task = None if task_id is None else task_service.find(caller, task_id)
     if task is None or any(getattr(task, name) != value for name, value in expected.items()):
@@ -225,12 +231,12 @@ def _task_of_state(call: Call, **expected: str) -> str:
     return str(task.id)
 
 
-# The tools of every user, for tasks of all agents. Models read their docstrings.
+# The fixed tools, for tasks of all agents. Their docstrings are the descriptions for models.
 
 LAST_LINES, MAX_LINES = 100, 1_000
 TASKS, MAX_TASKS = 20, 50
 HITS, MAX_HITS = 20, 50
-# Each reads a bounded number of tasks.
+# Maximum number of searches in one call; each reads a limited number of tasks.
 MAX_SEARCHES = 21
 
 
@@ -266,7 +272,7 @@ def fixed_tool(
     annotations: Mapping[str, bool] = READ_ONLY,
     **arguments: dict[str, Any],
 ) -> Callable[[Function], Function]:
-    """Make a function a tool, under its name; `arguments` are their schemas."""
+    """Make a function a tool with its name; `arguments` are the schemas of the tool's arguments."""
 
     def add(function: Function) -> Function:
         schema = {
@@ -310,12 +316,12 @@ def start_task(call: Call, arguments: Arguments) -> Result:
     input=_argument("object", "The input of the new task; by default the same."),
 )
 def rerun_task(call: Call, arguments: Arguments) -> Result:
-    """Starts a new task like an earlier one and returns immediately, with the taskId of the new
-    one.
+    """Starts a new task like an earlier task and returns immediately, with the taskId of the new
+    task.
     """
     task_id = require_id("task", arguments["taskId"])
     labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
-    # A task with the maximum number of labels does not get it.
+    # If the task has the maximum number of labels already, this label is left out.
     body = {"labels": labels | LABELS if len(labels) < MAX_LABELS else labels}
     if "input" in arguments:
         body["input"] = arguments["input"]
@@ -373,7 +379,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     return results.tool_result(page)
 
 
-# The status in a call -> the filters of the lists that have its tasks.
+# The status in a call -> filters, one for each list that contains tasks of this status.
 _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     None: [{}],
     **{status: [{"status": status}] for status in STATUSES},
@@ -411,7 +417,7 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
 
 
 def _newest(selection: Selection, limit: int) -> list[Position]:
-    """The positions of the newest tasks; a search can stop before it has found all of them."""
+    """The positions of the newest tasks, from several searches: each stops after some time."""
     tasks, positions, reached = TaskList(caller, selection), list[Position](), None
     for _ in range(MAX_SEARCHES):
         page, reached = tasks.positions(reached, limit - len(positions))
@@ -497,5 +503,5 @@ def cancel_task(call: Call, arguments: Arguments) -> Result:
 
 
 def _number(arguments: Arguments, name: str, default: int) -> float:
-    # A number that Python would round is passed on as its text.
+    # The strict parser returns a Fragment for a number that Python would round.
     return float(strict_json.dumps(arguments.get(name, default)))
