@@ -48,9 +48,9 @@ def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> 
 
     With `seq`, an append is safe to repeat: `seq` is the number of the first line in the request,
     counted from 1 for each `writer`. Lines that are stored already are skipped. If lines are
-    missing before `seq`, the response is 409, with the number of the next line in `expected`. If
-    the task has ended, the response is 409, with the task in `task`. An agent must stop on 404, and
-    if the `error` in `task` has the type `cancelled`, but on no other error.
+    missing before `seq`, the request returns 409, with the number of the next line in `expected`.
+    If the task has ended, it returns 409, with the state of the task in `task`. An agent must stop
+    on 404, and if the `error` in `task` has the type `cancelled`, but on no other error.
     """
     fields = _append_fields(query, data)
     writer = (fields.get("writer") or "").replace("\0", "\ufffd")

@@ -82,7 +82,7 @@ def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 
     With `Prefer: wait`, the request waits until the task has ended, at most for the given time.
 
-    With `If-None-Match`, the response is 304 without a body if the task has not changed. With
+    With `If-None-Match`, the request returns 304 without a body if the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
@@ -119,8 +119,8 @@ def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, 
 
     Changes the status, output, error, name, progress, note or labels of a task. Every report is a
     heartbeat, even if it changes nothing. `complete` and `error` end the task; a signed webhook is
-    sent to its callback before the response. The response is 200 whatever the receiver responds;
-    `Callback-Status` is the outcome of the webhook.
+    sent to its callback before the response. The request returns 200 whatever the receiver
+    responds; `Callback-Status` is the outcome of the webhook.
 
     The result of a finished task can't be changed: a report that changes more than the name and the
     labels returns 409. A report that changes nothing returns 200 and sends no webhook. There is one

@@ -47,9 +47,9 @@ _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
 class Client:
     """Connects to a taskservice server with one API key.
 
-    Threads can share a client, and forked children can use it. Creating one sends nothing.
+    Threads can share a client, and forked children can use it. Creating a client sends nothing.
     Each call blocks until the service has responded, and is retried for up to `retry_timeout`
-    seconds while the service is unreachable or busy; a repeated call has no second effect.
+    seconds while the service is unreachable or busy. A repeated call takes effect only once.
 
     Args:
         url: Address of the service, such as "https://tasks.example.org"
@@ -108,8 +108,8 @@ class Client:
             labels: Up to 16 pairs to filter by; values of 1 to 256 characters.
             parent_id: The parent task (default: the task that this program was started for, if
                 there is one and the key has access to it); "" for none.
-            claimed_at: RFC 3339 time at which the work began, for a task that is started
-                afterwards: at most 30 days ago. Its lines can be as old.
+            claimed_at: RFC 3339 time at which the work began, if the task is started later than
+                that: at most 30 days ago. The times of its lines can be as old.
 
         Raises:
             Invalid: A value was rejected; `errors` maps each field to messages.
@@ -167,16 +167,16 @@ class Client:
     ) -> str | dict[str, Any]:
         """Ask a person a question, in a separate task, and wait for the answer.
 
-        Takes and returns what `Task.ask` does. The task ends with the answer as its output, or as
-        an error if there is none. An exception that interrupts the wait, such as
-        KeyboardInterrupt, cancels it.
+        Takes the arguments of `Task.ask` and returns the same. The task ends with the answer as its
+        output, or with an error if there is no answer. An exception that interrupts the wait, such
+        as KeyboardInterrupt, cancels the task.
 
         Args:
             message: The question, 1 to 4,000 characters; its first line is the task's name.
             schema: JSON Schema of an object with simple properties.
             timeout: Seconds until the question expires (default: one day); 0 for never.
             choices: The allowed answers.
-            agent_id: The agent of the task (default: "ask", with an agent key its agent).
+            agent_id: The agent of the task (default: the agent of an agent key, otherwise "ask").
 
         Raises:
             QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
@@ -199,9 +199,9 @@ class Client:
         return answer if schema is not None else str(answer["answer"])
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
-        """Claim the oldest waiting task of an agent, to do its work; None if there is none.
+        """Claim the oldest waiting task of an agent, to do its work; None if no task is waiting.
 
-        Blocks for up to `wait` seconds. The service gives each task to only one caller.
+        Blocks for up to `wait` seconds. Only one caller can claim a task.
 
         Args:
             agent_id: The agent.
@@ -266,13 +266,13 @@ class Client:
             hanging: True for tasks that run or are silent for too long, False for all others.
             agent_id: The agent of the tasks.
             parent_id: The parent of the tasks.
-            labels: Pairs that a task must have, all of them.
-            q: Text contained in the name, in any case.
+            labels: Pairs; a task must have all of them.
+            q: Text that the name contains; case is ignored.
             created_after, created_before, finished_after: Exclusive bounds.
             sort: "-createdAt" (default: newest first), "createdAt", or "finishedAt", which
                 lists finished tasks only.
-            fields: Fields to read, separated by commas, with "id" among them (default: all
-                except the log). Properties of the other fields raise KeyError.
+            fields: Fields to read, separated by commas, including "id" (default: all except the
+                log). Properties of a task whose field was not read raise KeyError.
             page_size: Tasks per request, 1 to 1,000 (default: 100).
 
         Raises:
@@ -310,7 +310,7 @@ class Client:
         return self.connection.call("GET", "/agent", _AGENTS, params=query).data
 
     def attention(self) -> list[Attention]:
-        """Return the items that need a person's attention, the most urgent first, at most 100.
+        """Return at most 100 items that need a person's attention, the most urgent first.
 
         Example:
             >>> with client.start("reader", name="nightly") as task:
@@ -323,12 +323,13 @@ class Client:
     def bulk(self, action: BulkAction, task_ids: Iterable[str]) -> dict[str, Any]:
         """Cancel, delete or rerun many tasks; only user keys can.
 
-        Blocks for one request for each 100 tasks. If a request is repeated because its response
-        was lost, tasks that it had deleted count as refused, as "not_found".
+        Sends one request for each 100 tasks, and blocks until all have ended. If a request is
+        repeated because its response was lost, tasks that it has deleted count as refused, with
+        the code "not_found".
 
         Args:
             action: "cancel", "delete" or "rerun".
-            task_ids: The IDs; one that is given twice counts once.
+            task_ids: The IDs; a repeated ID counts once.
 
         Returns:
             `done`, the number of changed tasks; `refused`, each with its `id` and an error `code`;
@@ -362,20 +363,20 @@ class Client:
         tool: bool | None = None,
         expect: Expect | None = None,
     ) -> None:
-        """Register an agent, or update the fields that are not None of an existing one.
+        """Register an agent, or update those fields of an existing agent that are not None.
 
         Args:
             agent_id: 1 to 64 characters of a-z, 0-9, ".", "_" and "-".
             name: Display name, up to 200 characters (default of a new agent: its ID).
             description: What the agent does, up to 2,000 characters.
-            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The service validates
-                the input of each unclaimed start and each rerun against it.
-            annotations: MCP tool hints; they replace all earlier ones.
-            tool: Whether MCP clients get a tool for this agent; by default while a worker was seen
-                in the last 30 days.
+            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The input must match it
+                at each rerun, and at each start of a task that the caller does not claim.
+            annotations: MCP tool hints; they replace all earlier hints.
+            tool: Whether MCP clients get a tool for this agent; by default, they do if a worker of
+                the agent was seen in the last 30 days.
             expect: When its tasks are expected to start, such as `{"every": 90_000}` or
                 `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`, and how long they may run,
-                such as `{"maxDuration": 7_200}`; `{}` for no expectation.
+                such as `{"maxDuration": 7_200}`; `{}` removes the expected runs.
 
         Raises:
             Invalid: The ID, the schema or another value was rejected; see `errors`.
@@ -420,19 +421,18 @@ class Client:
     ) -> Hook:
         """Create a hook: an address that is notified of events of agents from now on.
 
-        This is the only call that is not retried: a second one would create a second hook.
+        This call is not retried: another request would create another hook.
 
         Args:
             target: http(s) URL, or "mailto:ADDRESS".
             name: Display name (default: the address without its secret part).
-            format: "standard", "ntfy", "slack" or "mail" (default: it follows from the target).
-            events: Names such as "agent.broken" (default: those that `taskservice hook add`
-                has by default).
+            format: "standard", "ntfy", "slack" or "mail" (default: depends on the target).
+            events: Names such as "agent.broken" (default: the same as for `taskservice hook add`).
             agent_id: Only events of this agent.
             label: Only events of tasks with this label, as "key:value".
             token: The access token of an ntfy server.
             answer_links: Whether the message of a question has a link that answers it.
-            after: How many failures in a row break an agent for this hook (default: 1).
+            after: The number of failures in a row after which "agent.broken" is sent (default: 1).
 
         Raises:
             Invalid: A value was rejected; `errors` maps each field to messages.
@@ -448,7 +448,7 @@ class Client:
         return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
     def update_hook(self, hook_id: str, **changes: Any) -> Hook:
-        """Change fields of a hook, by their names in the API; `state="active"` turns it on.
+        """Change fields of a hook, by their names in the API; `state="active"` turns the hook on.
 
         Example:
             >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
@@ -462,10 +462,11 @@ class Client:
         self.connection.call("DELETE", path_to("hook", hook_id), _HOOK)
 
     def test_hook(self, hook_id: str) -> dict[str, Any]:
-        """Send a sample to a hook: once in 10 s to one address, ten times a minute for a user.
+        """Send a sample event to a hook, and return the outcome.
 
-        The outcome has `delivered`, `statusCode` (None without a response) and `message`. This
-        call is not retried: a second one would send a second test.
+        The outcome has `delivered`, `statusCode` (None without a response) and `message`. A user
+        can send ten tests in a minute, and one to each address in 10 s. This call is not retried:
+        another request would send another test.
 
         Raises:
             Unavailable: Too many tests were sent.
@@ -474,10 +475,10 @@ class Client:
         return self.connection.once("POST", path, expected).data
 
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
-        """Return the deliveries of a hook, the newest 100, newest first.
+        """Return the newest 100 deliveries of a hook, newest first.
 
-        Each has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
-        `attempts`, oldest first, each with `at`, `durationMs`, `statusCode` and `message`.
+        A delivery has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
+        `attempts`, oldest first. An attempt has `at`, `durationMs`, `statusCode` and `message`.
         """
         path, expected = path_to("hook", hook_id, "deliveries"), Objects(Delivery, is_list=True)
         return self.connection.call("GET", path, expected).data

@@ -10,7 +10,7 @@ from taskservice.client.task import Task, read_task
 
 def current_task_id() -> str:
     """The ID of the task that this program was started for; empty outside of a task."""
-    # Undecodable bytes give an invalid ID, which the service rejects.
+    # If the value has undecodable bytes, the result is an invalid ID, which the service rejects.
     return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
 
 
@@ -18,7 +18,7 @@ def require_task_id() -> str:
     """Like `current_task_id`, but raises SettingError outside of a task."""
     if task_id := current_task_id():
         return task_id
-    # `run` always sets this one.
+    # `run` always sets this variable.
     is_in_run = "TASKSERVICE_WRITER" in os.environ
     reason = "`taskservice run` has not reached the service before it started this program"
     if not is_in_run:
@@ -46,5 +46,5 @@ def current(connection: Connection | None = None) -> Task:
     connection = connection or Connection()
     writer = os.environ.get("TASKSERVICE_WRITER", "python").encode(errors="replace").decode()
     data = read_task(connection, task_id)
-    # Several processes may call this; each numbers its own lines.
+    # Several processes may call this function, and each numbers its own lines.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)

@@ -1,4 +1,4 @@
-"""Sends every request to the service: its settings, headers, deadlines, retries and errors."""
+"""Sends all requests to the service: settings, headers, deadlines, retries and errors."""
 
 import json
 import math
@@ -28,9 +28,10 @@ READ_AFTER_WAIT = 30.0  # in addition to the time that a request asks the servic
 MIN_RATE = 16 * 1024  # a response with more bytes per second never times out
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-MAX_PAUSE = 3600.0  # whatever `Retry-After` says
+MAX_PAUSE = 3600.0  # even if `Retry-After` is longer
 WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
-# The service may respond to a waiting request immediately: the next one is sent after this time.
+# The service may respond immediately to a request to wait. The request is then repeated only after
+# this time.
 REPEAT_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # how long a call is retried before it fails, by default
 
@@ -44,7 +45,7 @@ class Connection:
         apikey: str | None = None,
         retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        """The defaults are from the environment, or stored by `login`. Raises SettingError."""
+        """By default, use the settings of the environment or of `login`. Raises SettingError."""
         default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
         self.retry_timeout = retry_timeout
@@ -70,10 +71,10 @@ class Connection:
         pause: Callable[[float, TaskServiceError], None] = lambda seconds, _: time.sleep(seconds),
         **options: Any,
     ) -> Response[T]:
-        """Make a request that may be repeated, and retry it for `retry_timeout` seconds.
+        """Make a request that is safe to repeat, and retry it for `retry_timeout` seconds.
 
         The service may take `wait` seconds to respond. `pause` waits for the next attempt, and may
-        raise an error. Raises TaskServiceError; a temporary one only after `retry_timeout`.
+        raise an error. Raises TaskServiceError: a temporary error only after `retry_timeout`.
         """
         retry_timeout = self.retry_timeout if retry_timeout is None else retry_timeout
         until = time.monotonic() + retry_timeout
@@ -90,16 +91,16 @@ class Connection:
                     self._local.repeat_at = max(self._local.repeat_at, paused_until)
                 return response
             except TaskServiceError as error:
-                # At first the response of another program means a wrong URL. Once the service has
-                # responded, it is from a proxy whose service is unavailable.
+                # A response from another program means at first that the URL is wrong. Once the
+                # service has responded, it means that a proxy does not reach the service.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
-                # The version of the service seldom changes while a caller waits.
+                # A retry would not help: the version of the service seldom changes.
                 is_final = isinstance(error, responses.OtherVersion) and retry_timeout < math.inf
                 if is_final or not is_temporary:
                     raise
                 if wait:
-                    # The service may be reachable: many proxies cut off a request that takes long.
+                    # Many proxies end requests that take long: try again without a wait.
                     until, wait = time.monotonic() + retry_timeout, 0
                     continue
                 seconds = pause_after(error, next(pauses))
@@ -109,17 +110,17 @@ class Connection:
 
     @property
     def agent_key_hint(self) -> str:
-        """The hint of the key if it is an agent's; empty for another key."""
+        """The hint of the key if it is an agent key, otherwise empty."""
         is_of_agent = self._apikey.startswith(terms.AGENT_PREFIX)
         return terms.key_hint(self._apikey) if is_of_agent else ""
 
     def seconds_before_repeat(self) -> float:
-        """How long to wait before this thread repeats its last request that had a `wait`."""
+        """Seconds until this thread may repeat its last request that had a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
-        """Make one attempt; `requests` gets all `options` but `wait`. Raises TaskServiceError."""
+        """Make one attempt; `options` except `wait` are for `requests`. Raises TaskServiceError."""
         headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
@@ -163,7 +164,7 @@ class Connection:
         session.limits.max_bytes = expected.max_bytes
         try:
             return session.request(method, self.url + path, **options)
-        # For a malformed response, the libraries below raise errors of many kinds.
+        # The HTTP libraries raise errors of many kinds for a malformed response.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
@@ -171,7 +172,7 @@ class Connection:
     def _session(self) -> Session:
         session: Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
-            # After a fork, the connections of the old session are the parent's.
+            # After a fork, the connections of the old session belong to the parent.
             self._local.process = os.getpid()
             session = self._local.session = Session(
                 Limits(responses.MAX_OBJECT_BYTES, min_rate=MIN_RATE)
@@ -183,15 +184,15 @@ class Connection:
 
 def _as_json(value: Any) -> bytes:
     try:
-        # The largest output fits into a body as UTF-8, but not always with escapes.
+        # No escapes: with them, the largest output could exceed the maximum size of a body.
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        return text.encode(errors="surrogatepass")  # the service refuses a lone surrogate
+        return text.encode(errors="surrogatepass")  # the service rejects lone surrogates
     except (TypeError, ValueError) as error:
         raise TaskServiceError(f"This is not JSON: {error}") from None
 
 
 def delays() -> Any:
-    """Seconds to wait after each failure: from 0.25 s up to 5 s, less up to half."""
+    """Seconds to wait after each failure: from 0.25 s up to 5 s, shortened by a random share."""
     delay = FIRST_DELAY
     while True:
         # Jitter, so that clients do not all retry at the same time.
@@ -200,7 +201,7 @@ def delays() -> Any:
 
 
 def pause_after(error: TaskServiceError, delay: float) -> float:
-    """Seconds until the next attempt: `delay`, or more if the service requests more."""
+    """Seconds until the next attempt: `delay`, or longer if the service asks for that."""
     retry_after = error.retry_after if isinstance(error, responses.Unavailable) else None
     return max(delay, min(retry_after or 0, MAX_PAUSE))
 
@@ -240,7 +241,7 @@ def _checked_key(key: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The cause, in a few words without the URL."""
+    """A short text about the cause, without the URL."""
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"
     inner = _innermost(error)
@@ -253,18 +254,18 @@ def _reason(error: Exception) -> str:
         return text if "(" in text else text.removesuffix(")")
     if isinstance(error, ChunkedEncodingError | ContentDecodingError):
         return "the response was cut off"
-    # A host name, a proxy's address or a file of certificates is invalid.
+    # For example an invalid host name, proxy address or certificate file.
     return str(inner) or type(inner).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The original error that the errors of requests and urllib3 wrap."""
+    """The error that errors of requests and urllib3 were caused by."""
     inner = next((part for part in error.args if isinstance(part, BaseException)), None)
     inner = getattr(error, "reason", None) or inner
     return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
-# The file of `taskservice login`: the address and key of each profile, with mode 0600.
+# The file of `taskservice login`, with the address and the key of each profile. Its mode is 0600.
 
 DEFAULT_PROFILE = "default"
 
@@ -274,10 +275,10 @@ def chosen_profile() -> str:
 
 
 def stored_settings(url: str | None = None) -> tuple[str, str]:
-    """The address and the key of the environment, or else of the profile; empty without any.
+    """The address and the key from the environment, otherwise from the profile; empty without both.
 
-    With `url` or one of them set, nothing stored is used: a stored key is only sent to its address.
-    Raises SettingError.
+    The profile is not used if `url` or one of the two variables is set, since a stored key must
+    only be sent to the address that it is stored with. Raises SettingError.
     """
     environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
     if url or any(environment):
@@ -306,7 +307,7 @@ def load_profiles() -> dict[str, Mapping[str, str]]:
 
 
 def save_profiles(profiles: Mapping[str, Mapping[str, str]]) -> None:
-    """Replace the file, whole or not at all. Raises OSError."""
+    """Replace the file atomically. Raises OSError."""
     path = profiles_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")

@@ -8,17 +8,17 @@ from taskservice.client.responses import TaskServiceError
 from taskservice.client.sender import Sender
 from taskservice.client.task import Task
 
-# Without the time, which each line of a log has anyway.
+# Without the time, since the service stores the time of each line.
 _FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
 
 class TaskHandler(logging.Handler):
     """A handler for `logging` that adds each record to a task's log, with the record's time.
 
-    Without a formatter, a line has the level, the logger and the message.
-    Logging never raises TaskServiceError: a cancellation is raised by the next call of the
-    task's own methods. Like `Task.log`, it blocks only while 16 MiB of lines are waiting.
-    Records of DEBUG and INFO of the HTTP libraries that send the lines are left out.
+    Without a formatter, a line contains the level, the logger and the message.
+    Logging never raises TaskServiceError: if the task was cancelled, the next call of a method
+    of the task raises TaskCancelled. Like `Task.log`, logging blocks only while 16 MiB of lines
+    are waiting. DEBUG and INFO records of the HTTP libraries that send the lines are left out.
 
     Args:
         task: The task, from `Client.start`, `Client.claim` or `current`.
@@ -38,9 +38,11 @@ class TaskHandler(logging.Handler):
         self._task = task
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Like Handler.handle, without the lock: waiting for space must block no other thread."""
-        # A record about sending lines would add another line to send, and without space the sender
-        # would wait for itself.
+        """Like Handler.handle, without the lock, so that a thread that waits for space blocks only
+        itself.
+        """
+        # A record about sending a line would add a line to send. If there were no space for it, the
+        # sender would wait for itself.
         is_of_request = record.name.startswith(("urllib3", "requests"))
         is_minor = is_of_request and record.levelno < logging.WARNING
         if is_minor or isinstance(current_thread(), Sender):
@@ -55,6 +57,6 @@ class TaskHandler(logging.Handler):
             text = (self.formatter or _FORMATTER).format(record)
             self._task.log_at(int(record.created * 1000), text)
         except TaskServiceError:
-            return  # the task's own methods raise it too
+            return  # the next call of a method of the task raises this error too
         except Exception:
             self.handleError(record)

@@ -1,4 +1,4 @@
-"""What the API returns, as types for programs: agents, hooks, what needs attention."""
+"""Types for the JSON objects of the API: agents, hooks, and items that need attention."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -19,12 +19,12 @@ class FinishedTask(TypedDict):
 class Health(TypedDict):
     """Statistics on an agent's last 30 finished tasks.
 
-    `recent` lists them, oldest first. `successRate` is from 0 to 1 and `medianSeconds` is a
-    duration; both leave out cancelled tasks. `state` is "broken" if the last task failed or
-    timed out, else "ok", and `stateSince` is when the first task of this state ended. A worker
-    last asked for a task at `workerSeenAt`. `dueAt` is when the next run is expected, and
-    `lateSince` since when the agent is late; see `Expect`. Times are RFC 3339. All but `recent`
-    can be None.
+    `recent` lists these tasks, oldest first. `successRate` is from 0 to 1, and `medianSeconds` is
+    the median duration; both leave out cancelled tasks. `state` is "broken" if the last task failed
+    or timed out, otherwise "ok"; `stateSince` is when the first task of this state ended.
+    `workerSeenAt` is when a worker last asked for a task. `dueAt` is when the next task is expected
+    to start, and `lateSince` is when the agent became late; see `Expect`. Times are RFC 3339. All
+    members except `recent` can be None.
     """
 
     recent: list[FinishedTask]
@@ -39,11 +39,11 @@ class Health(TypedDict):
 
 
 class Attention(TypedDict):
-    """An item that needs a person's attention; `text` is one line.
+    """An item that needs a person's attention; `text` describes it in one line.
 
     `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
-    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if the item has
-    none. `since` is an RFC 3339 time.
+    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if the item is not
+    about an agent or a task. `since` is an RFC 3339 time.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Expect(TypedDict, total=False):
 
     `every` is the maximum number of seconds from one start to the next. `cron` has five fields;
     `timeZone` is the name of its time zone (default: UTC). An agent is late `grace` seconds after
-    the expected time (default: 3600). A task hangs that runs for more than `maxDuration` seconds.
+    the expected time (default: 3600). A task hangs if it runs for more than `maxDuration` seconds.
     """
 
     every: int
@@ -79,7 +79,7 @@ class Annotations(TypedDict, total=False):
 
 
 class Agent(TypedDict):
-    """An agent as the API returns it; `health` only if it was requested."""
+    """An agent as the API returns it; `health` is present only if it was requested."""
 
     id: str
     name: str
@@ -119,7 +119,7 @@ class Attempt(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A delivery of a hook, with the members that the commands read."""
+    """A delivery of a hook, with the members that the commands use."""
 
     event: str
     agentId: str

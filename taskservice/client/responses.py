@@ -1,4 +1,4 @@
-"""Checks the responses of the service, and raises an error if a request was refused."""
+"""Parses and checks the responses of the service, and raises their errors."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -53,7 +53,7 @@ class NotTheService(TaskServiceError):
 
 
 class UnexpectedResponse(NotTheService):
-    """The response is not from taskservice, but for example a proxy's error page.
+    """The response is not from taskservice. It can be, for example, the error page of a proxy.
 
     The service has possibly not processed the request.
     """
@@ -64,14 +64,14 @@ class UnknownPath(NotTheService):
 
 
 class OtherVersion(UnexpectedResponse):
-    """The service and this client have versions that do not work together."""
+    """The versions of the service and of this client do not work together."""
 
 
 class Refused(TaskServiceError):
     """The service refused a request.
 
-    `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail` its
-    text.
+    `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail` the
+    text about the error.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class InvalidKey(Refused):
 
 
 class Forbidden(Refused):
-    """HTTP 403: this kind of key must not do this; an agent key can neither cancel nor delete."""
+    """HTTP 403: this kind of key has no right to do this. An agent key can't cancel or delete."""
 
 
 class NotFound(Refused):
@@ -126,7 +126,7 @@ class LineGap(Conflict):
 
 
 class TooLarge(Refused):
-    """HTTP 413: the request, or the log it would add to, is too large."""
+    """HTTP 413: the request is too large, or the log to which it would add lines."""
 
 
 class Invalid(Refused):
@@ -141,7 +141,7 @@ class Invalid(Refused):
 
 
 class Unavailable(Refused):
-    """HTTP 429 or 5xx: try again, after `retry_after` seconds unless that is None."""
+    """HTTP 429 or 5xx: try again later. `retry_after` is the number of seconds to wait, or None."""
 
     def __init__(
         self, status: int, problem: Mapping[str, Any], retry_after: float | None = None
@@ -189,11 +189,11 @@ def _text(messages: Any) -> str:
 
 JSON = "application/json"
 
-# Maximum bytes of a response: a task with its input and output, or a list of tasks or of lines. A
-# page of a log can contain a whole log, in which JSON turns some bytes into six.
+# Maximum bytes of a response: of a task with its input and output, and of a list of tasks or lines.
+# A page can contain a whole log, in which JSON writes some bytes as six.
 MAX_OBJECT_BYTES = 4 * terms.MAX_OBJECT
 MAX_LIST_BYTES = 8 * terms.MAX_LOG
-MAX_DEPTH = 200  # more than the service accepts
+MAX_DEPTH = 200  # levels of nested JSON; the service accepts fewer
 MAX_NUMBER = 2**53
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ class Choice(TypedDict):
 
 
 class Choices(TypedDict):
-    """The values that the schema of a question allows, in one of its three forms."""
+    """The values that the schema of a question allows, in one of three forms."""
 
     enum: NotRequired[list[Any]]
     oneOf: NotRequired[list[Choice]]
@@ -257,7 +257,7 @@ class Question(TypedDict):
     answeredBy: str | None
 
 
-# The type of each member that the client reads, by its name; see `is_of_type`.
+# Name of a member that the client reads -> its type, as for `is_of_type`.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("id", "name", "agentId", "userId", "status", "description"), str),
     **dict.fromkeys(("code", "message", "path", "secret", "taskId", "text", "url", "version"), str),
@@ -289,8 +289,8 @@ _TYPES: dict[str, Any] = {
 def is_of_type(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of a type.
 
-    `kind` is a type, a list with the type of the items, or a text with the names of an object's
-    members, with commas between them. Objects can have more members.
+    `kind` is a type; for an array, a list with the type of its items; for an object, a string with
+    the names of members, separated by commas. An object can have other members too.
     """
     if isinstance(kind, str):
         members = {name: _TYPES.get(name, Any) for name in kind.split(",")}
@@ -299,7 +299,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
         return _has_members(value, kind.__annotations__, kind.__required_keys__)
     if kind is Timestamp:
         return isinstance(value, str) and _is_time(value)
-    if kind in (int, float):  # NaN is in no range
+    if kind in (int, float):  # the comparison is false for NaN
         is_number = isinstance(value, int if kind is int else int | float)
         return is_number and -MAX_NUMBER <= value <= MAX_NUMBER
     origin, arguments = get_origin(kind), kind if isinstance(kind, list) else get_args(kind)
@@ -309,7 +309,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and is_of_type([*value.values()], [arguments[1]])
     if origin in (Union, UnionType, NotRequired):
         return any(is_of_type(value, argument) for argument in arguments)
-    # Of a Literal, a newer service may have more values.
+    # Any string is valid for a Literal, since a newer service may have more values.
     return kind is Any or isinstance(value, str if origin is Literal else kind)
 
 
@@ -331,9 +331,9 @@ def _is_time(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Expected(Generic[T]):
-    """The expected response: an object or a list of objects; no content only if it `is_optional`.
+    """The expected response: an object, or a list of objects; or no content, if it `is_optional`.
 
-    `members` is the type of each object; see `is_of_type`.
+    `members` is the type of each object, as for `is_of_type`.
     """
 
     members: Any
@@ -367,7 +367,7 @@ class _FinishedTask(TypedDict):
 
 
 class _Problem(TypedDict):
-    """The JSON of a refusal (RFC 9457), with the members that some error codes add."""
+    """The JSON of an error response (RFC 9457), with the members that some error codes add."""
 
     title: str
     status: int
@@ -392,7 +392,7 @@ class Response(NamedTuple, Generic[T]):
 
 
 def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
-    """Parse a response. Raises TaskServiceError unless it is as expected."""
+    """Parse a response. Raises TaskServiceError if the response is not as expected."""
     status = received.status_code
     if not 200 <= status < 300:
         raise _error(received)
@@ -419,14 +419,14 @@ def _error(received: requests.Response) -> TaskServiceError:
     if not (is_of_type(problem, _Problem) and problem["status"] == status) or (
         problem.get("expected", 1) < 1
     ):
-        problem = {}  # it is not from this service
+        problem = {}  # the response is not from this service
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
         return Unavailable(status, problem, retry_after)
     if status == 413:  # a proxy can have a smaller limit
         return TooLarge(413, problem)
-    # A 404 stops a program, so it must be certain: for an unknown path the service, and other
-    # programs that send problems, use another code.
+    # A 404 stops a program, so it must be certain that the task is gone. For an unknown path, the
+    # service and other programs send other error codes.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
     if problem.get("code") == NO_SUCH_PATH:

@@ -24,12 +24,13 @@ from taskservice.terms import MAX_LOG
 logger = logging.getLogger(__name__)
 
 
-# Seconds between two requests, and between two reports of the progress.
+# Minimum number of seconds between two requests, and between two reports of the progress.
 REQUEST_INTERVAL = 0.2
 PROGRESS_INTERVAL = 1.0
-# After this time without a request a task sends a heartbeat, whose response shows a cancellation.
+# After this time without a request, a heartbeat is sent. Its response says if the task was
+# cancelled.
 HEARTBEAT_SECONDS = 5.0
-# The JSON of a claimed task does not contain its timeout: less than the shortest, 1 s.
+# For claimed tasks, whose JSON does not contain the timeout: less than the shortest timeout, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
 _NOTE_BYTES = 200  # space that is reserved in a log for the marker that it is full
 
@@ -42,9 +43,9 @@ def heartbeat_for(timeout: int | None) -> float:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and finally the report.
 
-    Its thread calls `task_id`, which can start the task, before each request; `on_stop` when
-    nothing more can be sent; `on_outage` with the error when the service becomes unavailable, and
-    with None when it is reachable again.
+    Its thread calls `task_id`, which can start the task, before each request, and `on_stop` when
+    nothing more can be sent. It calls `on_outage` with the error when the service becomes
+    unavailable, and with None when the service is reachable again.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Sender(threading.Thread):
         self.outage: TaskServiceError | None = None  # why the last request failed
         self.last_response_at = -math.inf
         self.is_delivered = False
-        # Before Python 3.13 `is_alive` is false after Ctrl-C has interrupted a `join`.
+        # Replaces `is_alive`, which before Python 3.13 is false after Ctrl-C interrupted a `join`.
         self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
@@ -76,7 +77,7 @@ class Sender(threading.Thread):
         self._progress: dict[str, Any] = {}  # the unsent progress
         self._progress_at = -math.inf  # when the progress was last sent
         self._lock = threading.Lock()
-        # Held while the progress is sent, so that no older value arrives later.
+        # Held while the progress is sent, so that values arrive in order.
         self._sending_progress = threading.Lock()
 
     # --- called by other threads ---------------------------------------------------------
@@ -88,7 +89,7 @@ class Sender(threading.Thread):
         self.spool.news.set()
 
     def put_progress(self, progress: Mapping[str, Any]) -> None:
-        """Send this within a second, unless a newer value replaces it; returns immediately."""
+        """Send the progress within a second, unless a newer value replaces it. Does not block."""
         with self._lock:
             self._progress |= progress
         self.spool.news.set()
@@ -100,7 +101,7 @@ class Sender(threading.Thread):
             return unsent
 
     def abandon(self) -> None:
-        """End without sending the rest."""
+        """End the thread without sending the rest."""
         self._abandoned.set()
         self._closing.set()
         self.spool.news.set()
@@ -122,7 +123,7 @@ class Sender(threading.Thread):
                     pauses = delays()
         except TaskServiceError as error:
             if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
-                # Another program has ended the task. This one continues, without its lines.
+                # Another program has ended the task. This program continues; its lines are dropped.
                 self.spool.discard()
                 self._set_outage(None)
                 self.is_delivered = True
@@ -167,7 +168,7 @@ class Sender(threading.Thread):
 
     def _request(self, method: str, path: str, expected: Object, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
-        # `finish` ends the pause, because larger batches are no longer useful.
+        # The pause lets lines accumulate into larger batches. After `finish` that is not needed.
         self._closing.wait(max(pause, 0))
         self._last_request_at = time.monotonic()
         self._connection.once(method, path, expected, **options)
@@ -193,7 +194,7 @@ class Sender(threading.Thread):
                 raise
             self.spool.renumber(error.expected)
         except responses.TooLarge as error:
-            # Too large for the service, for a proxy, or for the rest of the log.
+            # The batch is too large for the service, for a proxy, or for the space in the log.
             if batch.lines > 1:
                 self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
@@ -209,7 +210,7 @@ class Sender(threading.Thread):
 
     def _note_full_log(self, path: str, seq: int) -> None:
         marker = note("the log is full; later lines are dropped")
-        # Other writers may have used the space for the marker too.
+        # Other writers may have filled the space that is reserved for the marker.
         with suppress(responses.TooLarge, responses.LineGap):
             self._append(path, Batch.of(seq, timed(marker, now())))
         self.spool.discard()
@@ -224,7 +225,7 @@ class Sender(threading.Thread):
         try:
             self._patch(path, report)
         except (responses.BadRequest, responses.TooLarge, responses.Invalid) as error:
-            # The final status must arrive even if the output is refused.
+            # The final status must be stored even if the output is refused.
             if not report.pop("output", None):
                 raise
             self.spool.put(note(f"the output was refused: {error}"), now())
@@ -233,14 +234,14 @@ class Sender(threading.Thread):
 
 
 MAX_BYTES = 16 * 1024 * 1024  # the program waits while this many bytes are waiting in memory
-EXIT_SECONDS = 5.0  # how long a program, or a child, waits at its exit for its lines to be sent
-_POLL_SECONDS = 0.2  # how often a program that waits for its sender checks for a reason to stop
-# Outboxes with lines that may be unsent, even if the program no longer uses them.
+EXIT_SECONDS = 5.0  # how long a process waits at its exit for its lines to be sent
+_POLL_SECONDS = 0.2  # the interval at which a wait for the sender checks for a reason to stop
+# Outboxes that may contain unsent lines, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 
 
 class Outbox:
-    """Sends the lines of one task, in a thread; a copy in a child process has no lines."""
+    """Sends the lines of one task in a thread. A copy in a child process begins without lines."""
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
         self._connection, self._task_id = connection, task_id
@@ -256,28 +257,28 @@ class Outbox:
         self.sender: Sender | None = None  # None until it is started
 
     def start(self) -> Sender:
-        """The sender; its thread starts with the first line or with `with`."""
+        """The sender. The first call, for the first line or a `with` block, starts its thread."""
         with self._lock:
             sender = self.sender
-            # A thread that has finished cannot be reused.
+            # A sender that has sent everything is replaced, since its thread has ended.
             if sender is not None and not sender.is_delivered:
                 return sender
             _outboxes.difference_update([box for box in list(_outboxes) if box.is_sent()])
             _outboxes.add(self)
             _register_exit(os.getpid())
             spool = Spool(None, max_memory=math.inf)
-            # Unique, because the service numbers the lines of each writer.
+            # The name is unique, since the lines of each writer are numbered from 1.
             writer = f"{self._writer}-{uuid4().hex[:12]}"
             sender = self.sender = Sender(
                 self._connection, spool, writer, lambda: self._task_id, heartbeat=self._heartbeat,
-                # A thread that waits for space must not wait any longer.
+                # Empty the spool, so that threads which wait for space continue.
                 on_stop=lambda error: spool.discard(),
             )  # fmt: skip
             sender.start()
             return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
-        """Add the lines of this text, and wait while the spool is full; raises as `Task.log`."""
+        """Add the lines of a text. Waits while the spool is full. Raises the errors of `log`."""
         sender = self.start()
         began = time.monotonic()
         while len(sender.spool.memory) >= MAX_BYTES:
@@ -299,7 +300,7 @@ class Outbox:
             self.check()
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then this report if there is one. Raises what prevents it."""
+        """Send all lines, then the report, if any. Raises the error that prevents this."""
         sender = self.start()
         began = time.monotonic()
         sender.finish(report)
@@ -324,7 +325,7 @@ class Outbox:
             raise sender.outage or responses.Unreachable(f"{self._connection.url} does not respond")
 
     def drop(self) -> None:
-        """Stop sending; unsent lines are lost."""
+        """Stop the sender; unsent lines are lost."""
         with self._lock:
             if self.sender is not None:
                 self.sender.abandon()
@@ -338,7 +339,7 @@ class Outbox:
         return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
 
     def send_rest(self, until: float) -> None:
-        """Send the waiting lines, at most until this time of the monotonic clock."""
+        """Send the waiting lines, for at most until the monotonic clock shows `until`."""
         if sender := self.sender:
             sender.finish(None)
             sender.has_ended.wait(max(until - time.monotonic(), 0))

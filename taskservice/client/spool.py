@@ -1,4 +1,4 @@
-"""Lines of a log on their way to the service: truncated, timed, and stored until they are sent."""
+"""Stores the lines of a log, with their times, until they are sent to the service."""
 
 import errno
 import os
@@ -28,15 +28,16 @@ def rfc3339(milliseconds: int) -> str:
     return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# Text as a log stores it: lines of valid UTF-8, none longer than the limit.
+# Text as a log stores it: lines of valid UTF-8 that are not longer than the limit.
 
-# Lines of this size always fit: NUL or a byte that is not UTF-8 becomes a character of three bytes.
+# A line of this size always fits: NUL, and any byte that is not UTF-8, becomes a character of three
+# bytes.
 _ALWAYS_FITS = MAX_LINE // 3
 _MARKER_BYTES = 100  # space that is reserved in a truncated line for the marker
 
 
 def note(text: str) -> bytes:
-    """A line that taskservice itself adds to a program's log, with its line feed."""
+    """A line that taskservice itself adds to a program's log, with a line feed."""
     return f"[taskservice: {text}]\n".encode()
 
 
@@ -47,7 +48,7 @@ def as_lines(text: str) -> bytes:
 
 
 def truncate_line(line: bytes, size: int | None = None) -> bytes:
-    """The line or, if it is too long, its first part; `size` is the size of the whole line."""
+    """The line, truncated if it is too long; `size` is its size if `line` is only its start."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
@@ -69,12 +70,12 @@ def _truncate_utf8(text: bytes, max_bytes: int) -> bytes:
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-_TIME_BYTES = 14  # of the time in milliseconds and the space before a waiting line
+_TIME_BYTES = 14  # the size of a time in milliseconds and a space, which precede each stored line
 LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
 def timed(text: bytes, at: int) -> bytes:
-    """Whole lines in the form of the spool, each after its time."""
+    """Whole lines in the format of the spool: each line after its time."""
     time_of_line = b"%013d " % at
     return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
 
@@ -82,7 +83,7 @@ def timed(text: bytes, at: int) -> bytes:
 class Batch(NamedTuple):
     """Lines to send in one request; lines with the same time are one text."""
 
-    seq: int  # the number of the first line, counted by its writer from 1
+    seq: int  # the number of the first line; the writer counts its lines from 1
     lines: int
     stored_bytes: int  # their size in the spool
     texts: list[tuple[int, bytes]]
@@ -102,24 +103,24 @@ class Batch(NamedTuple):
         return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
-        """The part of the batch in the body of an append."""
-        # A clock that was set back must not make the times descend.
+        """The fields for the batch in the body of an append."""
+        # The times must ascend, even if the clock was set back.
         times = accumulate((min(at, now()) for at, _ in self.texts), max)
         logs = [text.decode(errors="replace") for _, text in self.texts]
         return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
 
 
 class InterruptSafeEvent:
-    """Like threading.Event, which Ctrl-C in one thread can leave locked for all threads."""
+    """Like threading.Event, but Ctrl-C can't leave it locked for other threads."""
 
     def __init__(self) -> None:
         self.is_set = False
-        self._gate = threading.Lock()  # open, that is unlocked, when it is set
+        self._gate = threading.Lock()  # unlocked while the event is set
         self._gate.acquire()
 
     def set(self) -> None:
         if not self.is_set:
-            with suppress(RuntimeError):  # the gate is open already
+            with suppress(RuntimeError):  # the gate is unlocked already
                 self._gate.release()
             self.is_set = True
 
@@ -128,26 +129,27 @@ class InterruptSafeEvent:
         self._gate.acquire(blocking=False)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is set, at most this many seconds; returns whether it is."""
+        """Wait until the event is set, at most this many seconds; returns whether it is set."""
         if not self.is_set:
             self._gate.acquire(timeout=seconds)
         return self.is_set
 
 
 MAX_SPOOL_BYTES = MAX_LOG
-MAX_MEMORY_BYTES = 4 * 1024 * 1024  # of a run, if nothing can be written to the disk
+MAX_MEMORY_BYTES = 4 * 1024 * 1024  # of the lines of a run that can't be written to the disk
 _BLOCK_BYTES = 1024 * 1024
-# In the file `position`: the confirmed bytes of `lines`, the number of the next line, the sent
-# bytes, and the number of lines that were lost after the lines on the disk.
+# The file `position`: the number of confirmed bytes in the file `lines`, the number of the next
+# line, the number of sent bytes, and the number of lines that were lost after those on the disk.
 _POSITION = struct.Struct("<4Q")
 
 
 class Spool:
-    """Lines that wait to be sent: in a file, which is emptied when all are confirmed, or in memory.
+    """Stores lines until they are sent, in a file or in memory.
 
-    Each line is in the file before `put` returns, so it survives the end of this process; a power
-    failure can lose the last seconds. Without a directory or space on the disk, lines wait in
-    memory. Over `max_memory` bytes they are dropped, and a marker in the log has their number.
+    A line is in the file before `put` returns, so it survives the end of this process; a power
+    failure can lose the lines of the last seconds. The file is emptied when all of its lines are
+    confirmed. Without a directory, or space on the disk, lines are stored in memory. If they exceed
+    `max_memory` bytes, lines are dropped, and a marker in the log contains their number.
     """
 
     def __init__(
@@ -156,12 +158,12 @@ class Spool:
         on_full: Callable[[OSError], None] = lambda error: None,
         max_memory: float = MAX_MEMORY_BYTES,
     ) -> None:
-        """Resume with the lines of another process in the directory. Raises OSError."""
+        """Resume with the lines that another process left in the directory. Raises OSError."""
         self.news = InterruptSafeEvent()  # set when the sender has something to do
         self.sent_bytes = 0
         self._seq = 1
         self._batch: Batch | None = None
-        # Unlike a Condition, Ctrl-C in a thread that adds lines can't leave it locked.
+        # Not a Condition, which Ctrl-C in a thread that adds lines can leave locked.
         self._lock = threading.RLock()
         self._is_open = True
         self._on_full, self._max_memory = on_full, max_memory
@@ -169,7 +171,7 @@ class Spool:
         self._file = self._position = -1
         # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
-        self._lost = 0  # lines without space, of which the log contains no marker yet
+        self._lost = 0  # the number of lines dropped since the last marker
         if directory is None:
             return
         with ExitStack() as on_error:
@@ -177,19 +179,22 @@ class Spool:
             self._position = open_file(directory / "position", os.O_RDWR | os.O_CREAT)
             self._file = open_file(directory / "lines", os.O_RDWR | os.O_CREAT)
             self._resume()
-            # Written now, while there is space: without it a later process could not resume.
+            # Written while there is space: a later process needs the position to resume.
             self._write_position()
             on_error.pop_all()
 
     def put(self, text: bytes, at: int) -> None:
-        """Add whole lines of one time, in milliseconds since 1970, without waiting."""
+        """Add whole lines with one time, in milliseconds since 1970. Does not wait for space."""
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)
         self.news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
-        """The next lines: at most `max_bytes`, but at least one line; the same until confirmed."""
+        """The next lines: at most `max_bytes`, but at least one line.
+
+        Returns the same lines until they are confirmed.
+        """
         with self._lock:
             if self._batch is None or self._batch.size > max_bytes:
                 stored = self._read(max(max_bytes, LONGEST_STORED))
@@ -198,7 +203,7 @@ class Spool:
             return self._batch
 
     def confirm(self, batch: Batch) -> None:
-        """Remove the lines that were peeked last: the service has stored them."""
+        """Remove the lines that `peek` returned last, since the service has stored them."""
         with self._lock:
             if not self._is_open:
                 return
@@ -210,17 +215,18 @@ class Spool:
             del self.memory[: batch.stored_bytes - from_disk]
             if self._lost:
                 self._store(b"", now())
-            # If the position can't be written, lines are sent again, and the service skips them.
+            # If the position can't be written, a later process sends these lines again, and the
+            # service skips them.
             with suppress(OSError):
                 self._write_position()
                 if self._end and self._start == self._end:
-                    # Only after the position is written. An empty file has no confirmed bytes in
-                    # any case.
+                    # Only after the position is written. `_resume` knows that an empty file has no
+                    # confirmed bytes.
                     self._empty_file()
                     self._write_position()
 
     def renumber(self, seq: int) -> None:
-        """Give this number to the next line."""
+        """Set the number of the next line."""
         with self._lock:
             self._seq, self._batch = seq, None
 
@@ -241,12 +247,15 @@ class Spool:
             return lines
 
     def close(self) -> tuple[int, int]:
-        """Sync the lines to the disk and close the files; returns how many are stored, and lost."""
+        """Sync the lines to the disk and close the files.
+
+        Returns the numbers of stored lines and of lost lines.
+        """
         with self._lock:
             self._is_open = False
             in_memory = bytes(self.memory)
             self.memory.clear()
-            # The disk may have space again; if not, `position` contains how many are lost.
+            # The disk may have space again; if not, `position` stores the number of lost lines.
             if not self._store_on_disk(in_memory):
                 self._lost += in_memory.count(b"\n")
             lines = self.count()
@@ -259,13 +268,13 @@ class Spool:
 
     def _resume(self) -> None:
         last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
-        # An unfinished line is dropped.
+        # A line without its line feed is dropped.
         self._end = last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
         position = os.pread(self._position, _POSITION.size, 0)
         if len(position) == _POSITION.size:
             self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
         elif self._end:
-            self._seq = 1 << 52  # the service refuses it and returns the right one
+            self._seq = 1 << 52  # the service rejects this number and returns the right number
         self._start = min(self._start, self._end)
         if self._lost:
             self._store(b"", now())
@@ -309,7 +318,10 @@ class Spool:
         self._start = self._end = 0
 
     def _write_position(self) -> None:
-        """Raises OSError. The size is always the same, so overwriting needs no free space."""
+        """Write the file `position`. Raises OSError.
+
+        The size of the file never changes, so overwriting it needs no free space.
+        """
         if self._position >= 0:
             position = _POSITION.pack(self._start, self._seq, self.sent_bytes, self._lost)
             _write(self._position, 0, position)
@@ -322,13 +334,13 @@ class Spool:
 
 
 def _write(file: int, start: int, text: bytes) -> None:
-    """Write all of the text at this position. Raises OSError, even if a part was written."""
+    """Write the text at this position. Raises OSError; a part may be written then."""
     if os.pwrite(file, text, start) != len(text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of a regular file. Raises OSError, also for a link, a FIFO or a directory."""
+    """A descriptor of a regular file. Raises OSError, even for a link, a FIFO or a directory."""
     # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(file).st_mode):

@@ -1,4 +1,4 @@
-"""A task for Python programs, which do its work or watch it."""
+"""A task, for Python programs that do its work or watch it."""
 
 import json
 import math
@@ -35,7 +35,7 @@ from taskservice.client.sender import (
 from taskservice.quantities import seconds_text
 from taskservice.terms import Status
 
-# The fields of a task that the client reads: all but the log, which can be long.
+# The fields of a task that the client reads: all except the log, which can be long.
 SHORT_FIELDS = (
     "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,firstLog,logCount,input,output,"
     "status,error,progress,seconds,labels,questions,startedBy,endedBy,hangingSince,note,parentId,"
@@ -75,8 +75,8 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
 def claim_task(
     connection: Connection, agent_id: str, seconds: int, **options: Any
 ) -> "Task | None":
-    """Claim an agent's oldest waiting task; None without one in `seconds`."""
-    # With the same key, a repeated request claims no second task.
+    """Claim an agent's oldest waiting task; None if there is no such task within `seconds`."""
+    # Because of the key, a repetition of the request does not claim another task.
     options["headers"] = {"Idempotency-Key": uuid4().hex}
     path = path_to("agent", agent_id, "claim")
     response = connection.call("POST", path, _CLAIMED, wait=seconds, **options)
@@ -102,7 +102,7 @@ def pages(
 def register_agent(
     connection: Connection, agent_id: str, body: Mapping[str, Any] = {}, **options: Any
 ) -> None:
-    """Register an agent, or update these fields of it."""
+    """Register an agent, or update these fields of an existing agent."""
     connection.call("PUT", path_to("agent", agent_id), responses.AGENT, json=body, **options)
 
 
@@ -112,13 +112,13 @@ def not_none(**fields: Any) -> dict[str, Any]:
 
 
 def path_to(*names: str) -> str:
-    """The path of these names and IDs; an ID that would change the path becomes an unknown one."""
+    """The path of these names and IDs; an ID that would change the path is made invalid."""
     texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
 
 WITHDRAW_SECONDS = 5.0  # how long an interrupted program tries to withdraw its question
-POLL_SECONDS = 2  # how often a follower of a task requests its questions
+POLL_SECONDS = 2  # the interval at which a follower of a task requests its questions
 
 
 _QUESTION: Expected[Question] = Expected(Question)
@@ -128,7 +128,7 @@ _QUESTIONS: Expected[list[Question]] = Expected(Question, is_list=True)
 def answer_schema(
     schema: Mapping[str, Any] | None, choices: Sequence[str] | None
 ) -> Mapping[str, Any] | None:
-    """The schema of an answer; raises ValueError if both are given."""
+    """The schema of an answer; raises ValueError if there are both a schema and choices."""
     if schema is not None and choices is not None:
         raise ValueError("a question has either a schema or choices")
     return schema if choices is None else schema_of_choices(choices)
@@ -148,13 +148,13 @@ def ask(
     timeout: int | None = None,
     **options: Any,
 ) -> Question:
-    """Ask once, and wait for the answer, as `Task.ask` does; returns the answered question."""
-    # The message can contain lone surrogates, for example from the name of a file.
+    """Ask a question and wait for the answer, as `Task.ask` does; returns the answered question."""
+    # The message can contain lone surrogates, for example from a file name.
     text = message.encode(errors="replace").decode()
     post = partial(
         connection.call, "POST", path_to("task", task_id, "question"), _QUESTION,
         json=not_none(message=text, schema=schema, timeout=timeout),
-        # With the same key, a repeated request asks no second question.
+        # Because of the key, a repetition of the request does not ask another question.
         headers={"Idempotency-Key": uuid4().hex},
     )  # fmt: skip
     until = time.monotonic() + seconds_open(timeout)
@@ -181,7 +181,7 @@ def ask(
     return question
 
 
-# If the asking program is silent for this time in seconds, its task ends.
+# The timeout in seconds of a task that only asks a question.
 ASKING_TIMEOUT = 600
 
 
@@ -196,11 +196,11 @@ def ask_alone(
     on_start: Callable[["Task"], object] = lambda task: None,
     **options: Any,
 ) -> Question:
-    """Ask in a separate task, which ends with the answer; otherwise like `ask`.
+    """Like `ask`, but in a separate task, which ends with the answer.
 
-    The default agent is `ask`, or the agent of an agent key.
+    The default agent is the agent of an agent key, otherwise `ask`.
     """
-    # The time limit for the start of the task, without which nothing can be asked.
+    # The start of the task is not retried for longer than the question would be open.
     options_of_start = {**options, "retry_timeout": min(seconds_open(timeout), RETRY_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
@@ -215,7 +215,7 @@ def ask_alone(
             on_start(task)
             question = _ask_and_end(connection, task, message, schema, timeout, **options)
     except TaskServiceError:
-        # The answer is returned even if the end of its task could not be reported.
+        # The answer is returned even if the end of the task could not be reported.
         if question is None or question["state"] != terms.ANSWERED:
             raise
     return question
@@ -237,7 +237,7 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
 
 def end_interrupted(task: "Task") -> None:
     """End a task whose program was interrupted, if the service is available."""
-    # An agent key cannot cancel.
+    # An agent key can't cancel a task.
     try:
         task.cancel()
     except TaskServiceError:
@@ -256,7 +256,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
         raise responses.QuestionDeclined(question)
     if question["state"] == terms.EXPIRED:
         raise responses.QuestionExpired(question)
-    # If its task has ended, the service refuses a heartbeat; while one is open, none times out.
+    # If the task has ended or was deleted, the response to this heartbeat is the reason.
     path = path_to("task", task_id, "logs")
     connection.call("POST", path, responses.APPENDED, json={"logs": []})
     raise responses.QuestionWithdrawn(question)
@@ -319,8 +319,8 @@ class Task:
     sent when the program exits, for up to 5 seconds.
 
     Calls that block are retried like the calls of a Client, and can raise the same errors. Threads
-    can share a task. Forked children and processes that unpickle a task can log to it too; a
-    pickle contains the API key.
+    can share a task. Forked children, and processes that unpickle a task, can log to it too. The
+    pickle of a task contains the API key.
 
     Attributes:
         id: The ID, a UUID.
@@ -348,12 +348,12 @@ class Task:
         json_text: str = "",
     ) -> None:
         self.data = dict(data)
-        self.json_text = json_text  # of a claimed task: the service's response, unparsed
+        self.json_text = json_text  # the JSON text of a claimed task, as the service sent it
         self.id = str(data["id"])
         self._output = Output(data.get("output") or {})
         self._connection = connection
         self._outbox = Outbox(connection, self.id, writer, heartbeat)
-        # Whether the `with` block reports the final status, as `taskservice run` does otherwise.
+        # Whether the `with` block reports the final status. For `current`, `taskservice run` does.
         self._reports_end = reports_end
         self._has_ended = False
         self._copy_id = uuid4().hex  # the same in all processes with a copy of this task
@@ -433,10 +433,10 @@ class Task:
     def log(self, *values: object) -> None:
         """Add a line to the log: the values as text, separated by spaces, as `print` does.
 
-        A line feed starts another line. A line over 64 KiB is truncated, and lines over 100 MiB
-        in all are dropped; a marker in the log shows it. Returns immediately: a background
-        thread sends the lines in order, none of them twice. Blocks only while 16 MiB of lines
-        are waiting to be sent.
+        A line feed starts another line. A line over 64 KiB is truncated. When the log has 100 MiB,
+        further lines are dropped. In both cases the log contains a marker. Returns immediately: a
+        background thread sends the lines in order, each of them once. Blocks only while 16 MiB of
+        lines are waiting to be sent.
 
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
@@ -447,7 +447,7 @@ class Task:
         self.log_at(spool.now(), " ".join(map(str, values)))
 
     def log_at(self, milliseconds: int, text: str) -> None:
-        """Add the lines of a text, like `log`, with a given time.
+        """Add the lines of a text, like `log`, with the time at which they were printed.
 
         Args:
             milliseconds: When the text was printed, since 1970-01-01 UTC. The service replaces
@@ -455,7 +455,7 @@ class Task:
             text: One or more lines.
 
         Raises:
-            TaskCancelled, NotFound, Unreachable: As `log` does.
+            TaskCancelled, NotFound, Unreachable: In the same cases as `log`.
         """
         self._outbox.put_lines(milliseconds, text)
 
@@ -491,12 +491,12 @@ class Task:
     def progress(
         self, done: float, total: float = 1, unit: str = "", *, note: str | None = None
     ) -> None:
-        """Report the progress. Returns immediately, so a loop can call it in each pass.
+        """Report the progress. Returns immediately, so a loop can call this in each iteration.
 
         A background thread sends the latest value, at most once a second.
 
         Args:
-            done, total: The progress is `done / total`; without a total, `done` is from 0 to 1.
+            done, total: The progress is `done / total`. Without a total, `done` is from 0 to 1.
             unit: Part of the note: `progress(34, 68, "pages")` sets "34 of 68 pages".
             note: Another note, truncated to 200 characters.
 
@@ -540,9 +540,9 @@ class Task:
     ) -> str | dict[str, Any]:
         """Ask a person a question, and wait for the answer.
 
-        Blocks until there is one, even if the service is unavailable in between. An exception
-        that interrupts the wait, such as KeyboardInterrupt, withdraws the question. A task can
-        have up to 8 open questions.
+        Blocks until there is an answer, even if the service is temporarily unavailable. An
+        exception that interrupts the wait, such as KeyboardInterrupt, withdraws the question. A
+        task can have up to 8 open questions.
 
         Args:
             message: The question, 1 to 4,000 characters.
@@ -599,8 +599,8 @@ class Task:
     def raise_if_cancelled(self) -> None:
         """Raise an error if the task was cancelled or deleted. Sends nothing.
 
-        The last line, report or heartbeat decides: in a `with` block, the background thread
-        sends heartbeats.
+        The error is known from the response to the last line, report or heartbeat. In a `with`
+        block, a background thread sends heartbeats.
 
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
@@ -645,7 +645,7 @@ class Task:
         self._finish({"status": terms.ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
-        # Checked here: in the sender's thread the program would not see the error.
+        # Checked in this thread, so that the program gets the error.
         _check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
         self._outbox.finish(report)
@@ -657,7 +657,7 @@ class Task:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Our own errors must not hide the program's exception.
+        # Errors of the client must not hide the program's exception.
         quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
             if self._has_ended or not self._reports_end:
@@ -667,7 +667,7 @@ class Task:
             elif error is None or _is_success(error):
                 try:
                     self.complete()
-                except (TypeError, ValueError) as problem:  # a value has changed since
+                except (TypeError, ValueError) as problem:  # a value in the output was changed
                     self._output = Output()
                     self._fail_with(problem)
                     raise
@@ -692,7 +692,7 @@ class Task:
         return self._update("GET")
 
     def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
-        """Iterate over the lines that the log contains now. Blocks for each page of 10,000 lines.
+        """Iterate over the current lines of the log. Blocks for each page of 10,000 lines.
 
         Args:
             after: Start after the line with this number (0: at the first line).
@@ -720,14 +720,14 @@ class Task:
     ) -> Iterator[Line]:
         """Iterate over the lines as they arrive, until the task ends. Blocks between the lines.
 
-        Resumes after a lost connection or a restart of the service that lasts for up to
-        `retry_timeout` seconds; no line is skipped or repeated. Afterwards `status`, `error` and
-        `output` are final.
+        After a lost connection or a restart of the service, resumes for up to `retry_timeout`
+        seconds; no line is skipped or repeated. After the last line, `status`, `error` and `output`
+        are final.
 
         Args:
             after: Start after the line with this number (0: at the first line).
             times: Read the time of each line too.
-            on_question: Called once with each question that opens.
+            on_question: Called once for each new question.
 
         Raises:
             NotFound: The task was deleted.
@@ -769,12 +769,12 @@ class Task:
         return self._connection.call("GET", path, expected, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
-        """Answer an open question of the task, and return it; only user keys can. Blocks.
+        """Answer an open question of the task, and return the question. Blocks. Needs a user key.
 
         Args:
             question_id: The `id` of a question in `questions`.
-            content: An object that matches the question's schema; without a schema or with
-                choices its key is "answer".
+            content: An object that matches the question's schema. If the question was asked with
+                choices, or without a schema, the only key is "answer".
 
         Raises:
             Conflict: The question is no longer open, or was answered differently.
@@ -788,7 +788,7 @@ class Task:
         return self._answer(question_id, {"action": terms.ACCEPT, "content": content})
 
     def decline(self, question_id: str) -> Question:
-        """Decline an open question of the task; only user keys can. Blocks.
+        """Decline an open question of the task. Blocks. Needs a user key.
 
         Raises:
             Conflict: The question is no longer open.
@@ -801,7 +801,7 @@ class Task:
         return self._connection.call("POST", path, _QUESTION, json=body).data
 
     def cancel(self) -> "Task":
-        """End the task with an error of type `cancelled`; its program stops. Blocks.
+        """End the task with an error of type `cancelled`, which stops its program. Blocks.
 
         Returns the same object, with the new state.
 
@@ -816,7 +816,7 @@ class Task:
     ) -> "Task":
         """Start a copy of the task, for a worker to claim. Blocks.
 
-        Returns the new task, whose `data["rerunOf"]` is the ID of this one.
+        Returns the new task, whose `data["rerunOf"]` is the ID of this task.
 
         Args:
             input: Another input (default: the same input).
@@ -835,7 +835,7 @@ class Task:
         return Task(self._connection, started.data)
 
     def link(self, seconds: float | None = None) -> dict[str, Any]:
-        """Create a link with which everyone can look at the task, without a key. Blocks.
+        """Create a link. Anyone who has the link can see the task without a key. Blocks.
 
         Args:
             seconds: How long the link is valid, up to 90 days (default: 7 days).
@@ -864,12 +864,12 @@ class Task:
         return self
 
 
-# Tasks with copies in other processes.
+# Tasks that other processes have copies of, by their `_copy_id`.
 _copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
 
 
 def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
-    """A task from another process; all of its copies in this process are one object."""
+    """A task from another process; in this process, all copies of the task are one object."""
     task = kind.__new__(kind)
     task.__dict__ |= state
     return _copies.setdefault(state["_copy_id"], task)
@@ -881,7 +881,7 @@ def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
 
 
 def _duration(seconds: float) -> str:
-    """Like `seconds_text`, but a short one with two decimals."""
+    """Like `seconds_text`, but with two decimals if the duration is short."""
     return f"{seconds:.2f} s" if seconds < 10 else seconds_text(seconds)
 
 

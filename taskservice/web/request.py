@@ -101,7 +101,7 @@ class Operation:
     response_headers: Sequence[str] = ()
     # The content of successful responses, by status.
     responses: Mapping[int, Content] = field(default_factory=dict)
-    # The error codes of this operation, without those of all operations.
+    # The error codes that not all operations share.
     errors: Sequence[str] = ()
     # Whether the operation needs no key. Its view then has no argument `caller`.
     is_public: bool = False
@@ -233,8 +233,8 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     """Raises 412 if a request to change a task has an `If-Match` other than `*`; 404 if the task is
     unknown.
 
-    `If-Match` needs strong ETags (RFC 9110), and those of tasks are weak. The RFC requires this
-    check before the body is processed, but after the checks that don't need the body.
+    `If-Match` needs strong ETags (RFC 9110), but tasks have weak ETags. The RFC requires this check
+    before the body is processed, but after the checks that don't need the body.
     """
     if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return
@@ -285,7 +285,7 @@ def require_id(thing: str, text: str) -> str:
 
 
 def idempotency_key(key: str | None = None) -> str | None:
-    """The idempotency key of a request: `key`, by default that of the header. Raises 422."""
+    """The idempotency key of a request: `key`, by default from the header. Raises 422."""
     key = request.headers.get("Idempotency-Key") if key is None else key
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
