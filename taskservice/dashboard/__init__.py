@@ -1,4 +1,6 @@
-"""The dashboard: pages for people, signed in with an API key, on the same services as the API."""
+"""The dashboard: pages for people who sign in with an API key. It calls the same services as the
+API.
+"""
 
 import hmac
 from inspect import getmembers, isfunction
@@ -41,7 +43,7 @@ for blueprint in (
 ):
     dashboard.register_blueprint(blueprint)
 
-# The functions that every template can call.
+# The functions that all templates can call.
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
     "documentation": pages.documentation,
@@ -57,7 +59,7 @@ dashboard.app_context_processor(lambda: FUNCTIONS)
 
 
 def init_app(app: Flask) -> None:
-    # The name differs between services on one host, since browsers share cookies between ports.
+    # Services on the same host need different names, since browsers share cookies between ports.
     digest = hmac.digest(str(app.config["SECRET_KEY"]).encode(), b"cookie name", "sha256")
     app.config.update(
         SESSION_COOKIE_NAME=f"taskservice-{digest.hex()[:8]}",

@@ -51,16 +51,17 @@ _put_schema, _start_schema = PutAgentSchema(), StartSchema()
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
 WORST_FIRST = (HANGING, BROKEN, LATE, NO_WORKER, CALLBACK_FAILED)
-# The agent page: how many tasks it lists, and how many runs its plot shows.
+# The numbers of tasks in the list and of runs in the plot of the agent page.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
-# The form that runs an agent contains the input of its newest task if it is not longer.
+# The form that runs an agent contains the input of the agent's newest task, unless it has more
+# characters than this.
 MAX_EXAMPLE = 8_000
-# An agent fails often if its success rate is below LOW_SUCCESS, counted over ENOUGH_RUNS or more.
+# An agent fails often if its success rate is below LOW_SUCCESS in at least ENOUGH_RUNS runs.
 LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
-# The fields of `expect` that are typed as durations.
+# The fields of `expect` into which a person types a duration.
 _DURATIONS = ("every", "grace", "maxDuration")
-# For this number of waiting tasks and more, a page shows "1,000+".
+# A page shows "1,000+" for this number of waiting tasks or more.
 MAX_WAITING = 1_000
 
 
@@ -132,7 +133,7 @@ def edit(agent_id: str) -> Response:
             names = {name: form[name] for name in ("name", "description")}
             fields = _put_schema.load({**names, "expect": _expect(form)})
             if fields["expect"] == stored:
-                # Setting the same expectation again would end the agent's lateness.
+                # The expected runs did not change: setting them again would end the lateness.
                 del fields["expect"]
             agent_service.put(caller, agent.id, fields)
             return redirect_to("agents.show", "Saved.", agent_id=agent.id)
@@ -150,7 +151,7 @@ def edit(agent_id: str) -> Response:
 
 @blueprint.post("/agents/<agent_id>/mute")
 def mute(agent_id: str) -> Response:
-    """Mute an agent for the duration in the form, or end this if it has none."""
+    """Mute an agent for the duration in the form. Without a duration, end the mute."""
     caller.require_full_user_key()
     form = first_texts(request.form)
     seconds = typed_seconds(form["duration"])
@@ -183,7 +184,10 @@ def start_form(
     empty: str = "",
     **values: Any,
 ) -> Response:
-    """The form that starts a task, as `begun` or with errors; `empty` replaces an empty text."""
+    """The form that starts a task: as `begun`, or as submitted, with its errors.
+
+    `empty` replaces an empty JSON text.
+    """
     input_form, fault = begun, ""
     if request.method == "POST":
         input_form = schema_form.from_request(agent.input_schema, texts(request.form), empty)
@@ -197,7 +201,7 @@ def start_form(
 
 
 def _start(agent: AgentRow, input_form: InputForm) -> Response:
-    """Start one task, even if the form is sent twice. Raises 422 with the errors of all fields."""
+    """Start a task, but only once for each form. Raises 422 with the errors of all fields."""
     form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
@@ -221,9 +225,9 @@ def _stored_expect(agent: AgentRow) -> Any:
 
 
 def _expect(form: dict[str, str]) -> dict[str, Any] | None:
-    """The expected runs in a form, or None. Raises ValidationError."""
+    """The expected runs in a form, None if the form has none. Raises ValidationError."""
     cron, zone = form["cron"].strip(), form["zone"].strip()
-    # The browser fills in a time zone without a cron expression too.
+    # A time zone without a cron expression is ignored, since the browser fills it in.
     expect: dict[str, Any] = {"cron": cron, "timeZone": zone if cron else ""}
     for name in _DURATIONS:
         text = form[name].strip()
@@ -232,13 +236,13 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
             message = f"“{text[:80]}” is not a duration such as 25h."
             raise ValidationError({"expect": {name: [message]}})
     if not expect["every"] and not cron:
-        # The form may still contain the grace of an earlier expectation.
+        # Without a schedule, ignore the grace: the form may contain it from an earlier schedule.
         expect["grace"] = ""
     return {name: value for name, value in expect.items() if value != ""} or None
 
 
 def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
-    """The facts about an agent on a page, from its last runs."""
+    """Facts about an agent for a page, from its last runs."""
     health = agent_service.health(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]

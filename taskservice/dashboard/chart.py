@@ -10,13 +10,14 @@ from taskservice.dashboard import formatting
 from taskservice.database.rows import EndedTaskRow
 from taskservice.services.agents import Number, seconds
 
-# The plot of an agent's last runs: the duration of each, by the time of its end.
+# The plot of an agent's last runs: their durations over the times at which they ended.
 
-# With fewer dots there is no plot.
+# With fewer dots than this, there is no plot.
 MIN_DOTS = 3
-# In pixels.
+# The height of the plot in pixels.
 PLOT_HEIGHT = 160
-# The lines of the scale, in seconds; it is logarithmic, since durations differ by magnitudes.
+# The lines of the scale in seconds. The scale is logarithmic, since durations differ by orders of
+# magnitude.
 TICKS = {
     0.01: "0.01 s", 0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3_600: "1 h",
     36_000: "10 h", 86_400: "1 d", 864_000: "10 d", 8_640_000: "100 d", 86_400_000: "1000 d",
@@ -29,7 +30,7 @@ def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | 
     if len(lasted) < MIN_DOTS:
         return None
     durations = [duration for _, duration in lasted]
-    # The nearest ticks below and above all durations.
+    # The scale ends at the nearest ticks below and above all durations.
     low = max((tick for tick in TICKS if tick <= min(durations)), default=min(TICKS))
     high = min((tick for tick in TICKS if tick > max(durations)), default=max(TICKS))
 
@@ -37,7 +38,7 @@ def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | 
         share = _share(math.log(min(max(duration, low), high)), math.log(low), math.log(high))
         return round(PLOT_HEIGHT * (1 - share), 1)
 
-    # Points are at `x` percent of the width and `y` pixels.
+    # `x` is a percentage of the width, `y` is in pixels.
     ends = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
         {"task": task, "x": _share(end, ends[0], ends[-1]) * 100, "y": y(duration),
@@ -54,16 +55,16 @@ def _share(value: float, first: float, last: float) -> float:
 
 # The charts of the numbers in an agent's outputs.
 
-# The size of a chart, in SVG units, and the space for half a dot.
+# The size of a chart, and the space for half a dot, in SVG units.
 SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
 
 
 def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
-    """The chart of at least MIN_DOTS numbers, oldest first; `points` are (number, x, y)."""
-    # Imported here, since few requests need it.
+    """The chart of at least MIN_DOTS numbers, oldest first; a point is (number, x, y)."""
+    # Imported here, since few requests need this module.
     from statistics import median
 
-    # Not as floats, since an integer may be larger.
+    # Decimals, since an integer can be larger than any float.
     values = [Decimal(number.text) for number in numbers]
     low, high = min(values), max(values)
     step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)
@@ -78,7 +79,7 @@ def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
 
 
 def _amount(value: Decimal) -> str:
-    """A number for people: 1,843 or 0.0413; a very large or small one as 1.2e+30."""
+    """A number for people, such as 1,843 or 0.0413; 1.2e+30 if it is very large or small."""
     if value and not Decimal("0.0001") <= abs(value) < Decimal("1e15"):
         return f"{value:.4g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")

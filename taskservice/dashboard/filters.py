@@ -20,7 +20,7 @@ from taskservice.services.lists import WAITING, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
-# The choices for the start of a task -> the text on the page, the filter, and the age in seconds.
+# Choice for the start of a task -> its text on the page, its filter, and the age in seconds.
 DAY = 86_400
 STARTED = {
     "1h": ("in the last hour", "createdAfter", 3_600),
@@ -33,7 +33,7 @@ STARTED = {
     "before-90d": ("older than 90 days", "createdBefore", 90 * DAY),
     "before-1y": ("older than a year", "createdBefore", 365 * DAY),
 }
-# The filters that the API's list does not have, and their values.
+# The filters that only the page has, and their values.
 OWN_FILTERS = {"started": tuple(STARTED), "callback": (PENDING, FAILED)}
 # Filter -> its name on the page.
 WORDS = {
@@ -52,10 +52,10 @@ WORDS = {
     "createdBefore": "Started before",
     "finishedAfter": "Ended after",
 }
-# An order that the API's list does not have.
+# An order that only the page has.
 LONGEST_FIRST = "duration"
 PAGE_SIZE = 50
-# Tab -> the filters that it sets; it removes the filters of other tabs.
+# Tab -> the filters that the tab sets. It also removes the filters of the other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
     HANGING: {"hanging": "true"},
@@ -67,7 +67,7 @@ TABS: dict[str, dict[str, str]] = {
     TIMEOUT: {"errorType": TIMEOUT},
 }
 OF_TABS = ("status", "errorType", "claimed", "hanging")
-# The fields of the filter form, which does not change the other filters.
+# The filters that have a field in the form. The form does not change other filters.
 IN_FORM = ("q", "agentId", "started", "callback", "sort")
 # The position in the list: the page, and the tasks whose children are shown.
 OF_PLACE = ("cursor", "open")
@@ -78,9 +78,9 @@ list_query_schema = ListQuerySchema()
 def load(
     sent: Mapping[str, str] | None = None, schema: Schema = list_query_schema
 ) -> tuple[dict[str, Any], Selection]:
-    """The filters of the query string: for the API's list, and as a selection.
+    """The filters in the query string: as the query of the API's list, and as a selection.
 
-    `sent` replaces the query string, `schema` the schema of the list. Raises 403 and 422.
+    `sent` replaces the query string, and `schema` the schema of the list. Raises 403 and 422.
     """
     sent = first_texts(request.args) if sent is None else sent
     values: dict[str, Any] = {"limit": str(PAGE_SIZE), **sent}
@@ -104,12 +104,12 @@ def load(
 
 
 def labels() -> list[str]:
-    """The labels that the query string names, each once."""
+    """The labels in the query string, without duplicates."""
     return list(dict.fromkeys(texts(request.args).get("label", ())))
 
 
 def list_url(**changes: Any) -> str:
-    """The first page of this list with other filters; None or an empty list removes one."""
+    """The first page of this list with these filters; None or an empty list removes a filter."""
     place = dict.fromkeys(OF_PLACE)
     return url_for("dashboard.tasks.list_all", **arguments(**place | changes))
 
@@ -120,14 +120,14 @@ def opened() -> list[str]:
 
 
 def url_of_children(task_id: str) -> str:
-    """This page with the children of one more task, or without them."""
+    """The URL of this page that shows or, if they are shown, hides the children of a task."""
     ids = [other for other in opened() if other != task_id]
     ids += [task_id] if len(ids) == len(opened()) else []
     return list_url(cursor=request.args.get("cursor"), open=ids)
 
 
 def is_folded(selection: Selection) -> bool:
-    """Whether the list shows children only with their parents: filters could hide the parents."""
+    """Whether the list shows children only under their parents, which filters could hide."""
     return caller.agent_id is None and selection == Selection(sort=selection.sort)
 
 
@@ -138,7 +138,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 
 def without_empty_fields() -> Response | None:
-    """A redirect to this page without the empty fields of its form; None if there are none."""
+    """A redirect to this page without the empty fields of its form; None if no field is empty."""
     pairs = list(request.args.items(multi=True))
     filled = [pair for pair in pairs if pair[1]]
     if filled == pairs:
@@ -156,12 +156,12 @@ def is_tab(tab: str) -> bool:
 
 
 def label_url(label: str, **changes: Any) -> str:
-    """This list with one more label, and with these changes."""
+    """The URL of this list with another label and these changes."""
     return list_url(**changes, label=list(dict.fromkeys([*labels(), label])))
 
 
 def chosen() -> list[tuple[str, str, str]]:
-    """The filters that no tab sets: the key in WORDS, the text, the URL of the list without it."""
+    """The filters that are not set by a tab: name, text, and the URL of the list without it."""
     is_of_tab = any(map(is_tab, TABS))
     filters = []
     for name, texts_of_name in texts(request.args).items():
@@ -173,12 +173,12 @@ def chosen() -> list[tuple[str, str, str]]:
 
 
 def text_of(name: str, text: str) -> str:
-    """The text of a filter on the page, after its name in WORDS."""
+    """The text that the page shows for a filter, after the name from WORDS."""
     return STARTED[text][0] if name == "started" else text
 
 
 def hidden_filters() -> list[tuple[str, str]]:
-    """The filters that the form sends without showing them."""
+    """The names and values of the filters that the form sends in hidden fields."""
     pairs = request.args.items(multi=True)
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, *OF_PLACE)]
 
@@ -188,14 +188,16 @@ _DIGITS = re.compile("[0-9a-f]{8,32}")
 
 
 def destination() -> str | None:
-    """The URL of the task or label in the list's search box; None if the text is part of a name."""
+    """The URL for the text in the search box: of a task, if it is an ID, or of the list with this
+    label; None if the text is a part of a name.
+    """
     text = first_texts(request.args).get("q", "").strip()
     digits = text.lower().replace("-", "")
     if _DIGITS.fullmatch(digits):
         ids = lists.ids_with_prefix(caller, digits)
         if len(ids) == 1:
             return url_for("dashboard.tasks.show", task_id=ids[0])
-    # The list shows labels with a colon.
+    # Labels are shown with a colon, and typed in commands with an equals sign.
     key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
     if terms.label_problem(key, value) is None:
         label = f"{key}:{value}"

@@ -20,14 +20,14 @@ MAX_LINE = 300
 
 
 def pretty(text: str) -> str:
-    """Indented JSON; numbers are unchanged."""
+    """The JSON text with indents; numbers are unchanged."""
     value = strict_json.loads(text.encode())
     return escaped_lines(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def is_blank(text: str) -> bool:
     """Whether a name has no visible character."""
-    # Separators and control characters; U+115F and U+3164 are letters without a glyph.
+    # Separators and control characters are invisible, and so are the letters U+115F and U+3164.
     return all(unicodedata.category(c)[0] in "ZC" or c in "\u115f\u3164" for c in text)
 
 
@@ -37,7 +37,7 @@ def number(value: int) -> str:
 
 
 def utc_text(text: str) -> str:
-    """24 Nov 2026, 13:36:05 UTC; page.js shows it in local time."""
+    """A time such as 24 Nov 2026, 13:36:05 UTC, which page.js replaces by the local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
@@ -53,7 +53,7 @@ def outcome_of(row: Any) -> str:
 
 
 def reason(row: Any, log_end: str = "") -> str:
-    """One line for a table: why a task failed, or the note of a running task; else empty."""
+    """A line for a table: why a task failed, or the note of a running task; empty for others."""
     if row.status == RUNNING:
         return row.note or ""
     return reason_line(row.error_message or "", log_end)[:MAX_LINE]

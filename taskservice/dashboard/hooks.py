@@ -1,4 +1,4 @@
-"""The page Notifications: hooks, the form that adds a hook, and the deliveries of each."""
+"""The Notifications page with the form that adds a hook, and the pages of hooks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ from taskservice.services import agents, attempts, hooks
 blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
 
-# The kind of receiver of a format, examples of it, and its address.
+# Format -> the kind of its receivers, examples of them, and a description of their addresses.
 FORMATS = {
     terms.NTFY: (
         "Phone",
@@ -40,13 +40,13 @@ FORMATS = {
     terms.MAIL: ("Email", "", "the email address"),
     terms.STANDARD: ("Program", "signed webhooks", "its URL"),
 }
-BY_ADDRESS = ""  # the choice of the format that follows from the address
+BY_ADDRESS = ""  # the choice that the address determines the format
 
 
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
 @shared
 def list_all() -> Response:
-    """List the hooks, or add one; a refused form is shown again with the errors."""
+    """List the hooks, or add a hook; a rejected form is shown again with its errors."""
     schema, typed, errors = _form_schema(), None, Errors()
     if request.method == "POST":
         typed = texts(request.form)
@@ -68,7 +68,7 @@ def list_all() -> Response:
 
 
 def _create(content: Json) -> Response:
-    """Add a hook by the content of the form. Raises 409, 422 and ValidationError."""
+    """Add the hook that a form describes. Raises 409, 422 and ValidationError."""
     target, kind = content["target"].strip(), content["format"]
     if kind in (terms.MAIL, BY_ADDRESS) and ":" not in target and "@" in target:
         target = f"mailto:{target}"
@@ -152,7 +152,7 @@ def _shown(hook: HookRow) -> dict[str, Any]:
 
 
 def _form_schema() -> Json:
-    """The form of a new hook, as a JSON Schema; its properties are named as in the API."""
+    """The form for a new hook, as a JSON Schema whose properties have the names of the API."""
     config = current_app.config
     shown, without_mail = dict(FORMATS), ""
     if not config["SMTP_URL"]:

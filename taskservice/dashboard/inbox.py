@@ -1,4 +1,4 @@
-"""The Inbox: open questions with their forms, agents in trouble, notifications, the backup."""
+"""The Inbox: open questions with their forms, and problems with agents, hooks and the backup."""
 
 from flask import Blueprint, Response
 
@@ -10,7 +10,7 @@ from taskservice.services import agents, attention, hooks
 
 blueprint = Blueprint("inbox", __name__)
 
-# The forms of later questions are folded.
+# Maximum number of questions whose forms are unfolded.
 SHOWN_QUESTIONS = 3
 
 

@@ -1,4 +1,4 @@
-"""The Keys page: a user's keys and callback secret, and its forms."""
+"""The Keys page, with a user's keys and callback secret, and its forms."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ blueprint.before_request(lambda: caller.require_full_user_key())
 
 create_key_schema = CreateKeySchema()
 
-# The choices for the expiry of a key, in days.
+# The choices for the lifetime of a key -> the number of days; 0 for no limit.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 # Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
@@ -28,7 +28,7 @@ MAX_KEYS = 500
 
 @blueprint.route("/keys", methods=["GET", "POST"], strict_slashes=False)
 def list_all() -> Response:
-    """List the keys, or create one; without a redirect, since only this response shows it."""
+    """List the keys, or create a key. No redirect, since only this response shows the new key."""
     new = None
     if request.method == "POST":
         new = create_once(
@@ -55,8 +55,8 @@ def list_all() -> Response:
 
 @blueprint.post("/keys/sign-in-link")
 def sign_in_elsewhere() -> Response:
-    """Create a link for another device; no redirect, since only this response shows it."""
-    # Imported here, since few people need it.
+    """Create a link for another device. There is no redirect: only this response shows the link."""
+    # Imported here, since few requests need this module.
     import segno
 
     link = sign_in_links.create(caller)
@@ -84,7 +84,7 @@ def rotate() -> Response:
 
 
 def _fields() -> dict[str, Any]:
-    """The form as the JSON body of the API."""
+    """The fields of the form, as in the JSON body of the API."""
     form = first_texts(request.form)
     if form["expires"] not in EXPIRIES:
         raise invalid({"expires": ["Must be one of the choices."]})

@@ -1,4 +1,4 @@
-"""Pages that the open tabs of a session share: each tab requests its page once a second."""
+"""Shares pages between the tabs of a session, since each tab requests its page every second."""
 
 import time
 from collections.abc import Callable
@@ -17,38 +17,40 @@ from taskservice.database.watcher import change_marker
 
 # The maximum age of a page in seconds, since some of it, such as the chart, depends on the time.
 MAX_AGE = 2.0
-# How long a request waits, in seconds, while another one renders the page: it holds a thread.
+# How long a request waits, in seconds, while another request renders the page. It is short, since
+# the waiting request holds a thread.
 MAX_WAIT = 2.0
 CACHE_SIZE = 50
 MAX_CACHED = 1024 * 1024  # bytes; a larger page is rendered for each tab
 
-# A page, with the `change_marker` and the time before the request with the lock rendered it.
+# A rendered page, with the `change_marker` and the time from before it was rendered.
 _page = lru_cache(CACHE_SIZE)(
     lambda *_key: SimpleNamespace(lock=Lock(), html=b"", marker=None, began=0.0)
 )
 
 
 def shared(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Let the view render its page once for all tabs of a session, or viewers of a link.
+    """Let the view render its page once for all tabs of a session, or for all viewers of a link.
 
-    The page is rendered again after any commit to the database; forms are never shared. Raises 503.
+    After any commit to the database, the page is rendered again. Submitted forms are not shared.
+    Raises 503.
     """
 
     @wraps(view)
     def respond(**values: Any) -> Response:
         if request.method == "POST" or ("signed_in" in g and "_flashes" in session):
-            # A page with a message, or with the errors of a form, must appear once.
+            # A page with a message, or with the errors of a form, is for one tab only.
             return view(**values)
         token = form_token() if "signed_in" in g else ""
         page = _page(request.script_root, request.full_path, caller.key_id, token)
         if not page.lock.acquire(timeout=MAX_WAIT):
             raise errors.overloaded("The page takes too long; try again later")
         try:
-            # Before the page is read, so that no later commit is missed.
+            # Read before the page is rendered, so that no later commit is missed.
             marker, began = change_marker(), time.monotonic()
             if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
-                # A 304 contains the page too, which is not sent.
+                # The response object of a 304 contains the page too, although it is not sent.
                 html = response.get_data()
                 if response.status_code not in (200, 304) or len(html) > MAX_CACHED:
                     return response

@@ -1,4 +1,4 @@
-"""Shared by all pages: access, security headers, templates, errors, and links back to a list."""
+"""Access, security headers, templates, errors and links back to a list, for all pages."""
 
 import os
 from collections import defaultdict
@@ -34,7 +34,7 @@ ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
 # The pages of links, which need no session.
 PUBLIC = {"dashboard.answer_links", "dashboard.shared", "dashboard.sign_in_links"}
 LIST = "dashboard.tasks.list_all"
-# The pages that list tasks. Links from there to tasks contain the URL of the list, as `?back=`.
+# The pages that list tasks. Their links to tasks contain the URL of the list, as `?back=`.
 LISTS = {
     LIST,
     "dashboard.inbox.show",
@@ -42,7 +42,7 @@ LISTS = {
     "dashboard.agents.list_all",
     "dashboard.agents.show",
 }
-# A longer URL of the list would make these links too long.
+# Maximum length of the URL in `back`, so that these links do not become too long.
 MAX_BACK = 2_000
 KEEP_BACK = {
     "dashboard.tasks.show",
@@ -52,11 +52,11 @@ KEEP_BACK = {
     "dashboard.managed.redeliver",
 }
 
-# The header lets page.js distinguish a deleted task from a proxy's 404.
+# By the header, page.js distinguishes a deleted task from a 404 of a proxy.
 GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
-# Images in the outputs of tasks are `data:`. Only the policy own-page of page.js, which reads our
-# own pages, can turn text into HTML.
+# Images in the outputs of tasks have `data:` URLs. Only page.js can turn text into HTML, by its
+# policy `own-page`, for pages of this service.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -66,7 +66,7 @@ POLICY = (
 
 @dashboard.before_request
 def require_session() -> Response | None:
-    """Send visitors who are not signed in to sign in; check the token of forms, and IDs."""
+    """Redirect visitors without a session to the sign-in page; check IDs and tokens of forms."""
     is_public = request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC
     if is_public or not resume_session():
         request.max_content_length = MAX_BODY_WITHOUT_KEY
@@ -83,7 +83,7 @@ def require_session() -> Response | None:
 
 @dashboard.after_request
 def set_security_headers(response: Response) -> Response:
-    """Prevent caching of pages, foreign code in them, and frames around them."""
+    """Prevent caches from storing pages, code of others in pages, and pages in frames."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Referrer-Policy", "same-origin")
@@ -100,7 +100,7 @@ def error_page(error: Exception) -> Response:
     """The page for an error that the API would return as a problem."""
     problem = errors.from_exception(error)
     if request.blueprint in PUBLIC and problem.status in (404, 409):
-        # The same whether the link was used or revoked, has expired, or never existed.
+        # The same page whether the link was used, was revoked, has expired or never existed.
         return page("answer_link.html", 404)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
@@ -110,13 +110,13 @@ def error_page(error: Exception) -> Response:
 
 
 def unknown_page(error: HTTPException) -> Response:
-    """For a URL without a route: a page for a browser, a problem for other clients."""
+    """The response for an unknown URL: a page for browsers, a problem for other clients."""
     media_type = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
     # Paths of links need no session, so that a proxy may leave them out of its sign-in.
     if not request.path.startswith(("/shared/", "/answer/", "/sign-in/")):
-        # A person whom the proxy names and who has no key is not signed in either.
+        # Raised for a person whose name the proxy sends and who has no key.
         with suppress(Problem):
             resume_session()
     return set_security_headers(error_page(error))
@@ -129,10 +129,10 @@ def icon() -> Response:
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
-    """A page with an ETag; a GET that sends the same ETag gets 304."""
-    # Whether the key of this session may cancel, delete and answer.
+    """A page with an ETag. A GET that sends the same ETag gets a 304."""
+    # Whether the session's key has the right to cancel, delete and answer.
     can_manage = "signed_in" in g and caller.can_manage
-    # An error may mean that the database is unavailable.
+    # The items are not read for an error, which can mean that the database is unavailable.
     items = attention_items() if "signed_in" in g and status < 500 else []
     values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage}
     values |= {"attention": items, "inbox": attention.counts(items)}
@@ -147,7 +147,7 @@ def attention_items() -> list[dict[str, Any]]:
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:
-    """HTML with an ETag, as `page` returns it."""
+    """A response with HTML and an ETag, as `page` returns."""
     response = Response(html, status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
@@ -160,14 +160,14 @@ def see_other(url: str) -> Response:
 
 
 def redirect_to(endpoint: str, message: str = "", **values: Any) -> Response:
-    """A redirect to this page of the dashboard, which shows the message once."""
+    """A redirect to a page of the dashboard, which shows the message once."""
     if message:
         flash(message)
     return see_other(flask.url_for(f"dashboard.{endpoint}", **values))
 
 
 def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
-    """A form or query string as the API expects it: without NUL, with LF line ends."""
+    """The texts of a form or query string as the API expects them: no NUL, and LF as line ends."""
     return {
         name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts]
         for name, texts in values.lists()
@@ -175,15 +175,15 @@ def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
 
 
 def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
-    """Like `texts`, but only the first text of each name; other names have an empty text."""
+    """Like `texts`, but with only the first text of each name, and empty text for other names."""
     return defaultdict(
         str, {name: texts_of_name[0] for name, texts_of_name in texts(values).items()}
     )
 
 
 def endpoint_of(path: str) -> str:
-    """The endpoint of the dashboard at `path`, which has no prefix but its query; else empty."""
-    # The routes match a path with any number of slashes; for a browser, //agents is a host.
+    """The endpoint of the page at `path`, a path with its query; empty if there is no such page."""
+    # Routes match any number of slashes, but for a browser, //agents names a host.
     if not path.isprintable() or not path.startswith("/") or path.startswith("//"):
         return ""
     try:
@@ -194,21 +194,21 @@ def endpoint_of(path: str) -> str:
 
 
 def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
-    """A redirect to `path` if it is in the dashboard, else to the page of `endpoint`."""
+    """A redirect to `path` if it is a page of the dashboard, otherwise to the page `endpoint`."""
     if not endpoint_of(path):
         return redirect_to(endpoint, **values)
     return see_other(f"{request.script_root}{path}")
 
 
 def documentation(page: str) -> str:
-    """The address of a page of the documents, or its path where there are none."""
+    """The address of a page of the documents, or its path if the documents are not served."""
     has_pages = os.path.isdir(current_app.blueprints["help"].static_folder or "")
     url = flask.url_for("help.static", filename="") if has_pages else ""
     return terms.documentation(page, terms.DOCUMENTATION_URL or url)
 
 
 def way_back() -> str:
-    """The URL of the list that led to this page, or of this list; empty for all tasks."""
+    """The URL of this list, or of the list that led to this page; empty without any filter."""
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
     is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
@@ -217,7 +217,7 @@ def way_back() -> str:
 
 @dashboard.url_defaults
 def keep_way_back(endpoint: str, values: dict[str, Any]) -> None:
-    """Add the list to its links to tasks, and to the links that follow."""
+    """Add the URL of the list to links to tasks, in the list and in the pages after it."""
     if endpoint in KEEP_BACK and (path := way_back()):
         values.setdefault("back", path)
 
@@ -226,7 +226,7 @@ def _to_sign_in() -> Response:
     path = request.full_path.rstrip("?")
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
-        # The page with the form.
+        # After the sign-in, show the page with the form.
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"

@@ -1,4 +1,4 @@
-"""Questions as pages and answer links show them: a form while open, then how it ended."""
+"""Questions on pages and for answer links: a form while a question is open, then its outcome."""
 
 import re
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN
 blueprint = Blueprint("questions", __name__)
 answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
-# The Inbox has the forms of this many tasks, the oldest ones.
+# Maximum number of tasks whose forms the Inbox contains; the oldest tasks are shown.
 SHOWN_TASKS = 10
-# The task page shows this many questions that are no longer open.
+# Maximum number of questions on the task page that are no longer open.
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
-# A code block of Markdown: only its own fence ends it.
+# A code block of Markdown, which ends at a fence of the same length.
 CODE = re.compile(r"\n?^(`{3,})[^`\n]*\n(?:(.*?)\n)?\1$\n?", re.MULTILINE | re.DOTALL)
-# Maximum number of characters of a task's input in the Inbox, with an ellipsis.
+# Maximum number of characters of a task's input in the Inbox, including an ellipsis.
 MAX_INPUT = 81
 
 
@@ -49,7 +49,7 @@ def answer(task_id: str, question_id: str) -> Response:
         content, errors = submitted(question, typed)
         if not errors or not is_open:
             _answer(task_id, question, content)
-            # The page with the form: the Inbox, or by default the task page.
+            # Back to the page with the form: the Inbox or, by default, the task page.
             return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
     elif not is_open:
         return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
@@ -63,7 +63,9 @@ def answer(task_id: str, question_id: str) -> Response:
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> None:
-    """Answer the question, or decline it with None, and show the result, or its earlier outcome."""
+    """Answer the question, or decline it if `content` is None; show the result, or the outcome if
+    the question is no longer open.
+    """
     try:
         action = DECLINE if content is None else ACCEPT
         question_service.answer(caller, task_id, question["id"], action, content)
@@ -75,7 +77,7 @@ def _answer(task_id: str, question: Json, content: Json | None) -> None:
 
 
 def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
-    """The answer in the submitted form, or None if it declines; and the errors of its fields."""
+    """The answer in a submitted form, None if the person declines; and the errors of the fields."""
     if request.form.get("action") == DECLINE:
         return None, {}
     schema = question["schema"]
@@ -85,7 +87,7 @@ def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
 
 
 def outcome_text(question: Json, content: Json | None) -> str:
-    """The message after an answer, or after declining with None."""
+    """The message after an answer, or after the question was declined if `content` is None."""
     return "Declined." if content is None else f"Answered: {_answer_text(question, content)}"
 
 
@@ -107,7 +109,7 @@ def _answer_text(question: Json, content: Json) -> str:
 
 
 def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
-    """An answer for a person: (label, text) of each value."""
+    """The label and the text of each value in an answer."""
     return [
         (field.label, field.in_words(content[field.name]))
         for field in schema_form.fields(question["schema"])
@@ -134,7 +136,7 @@ def form(
 
 
 def _parts(message: str) -> list[tuple[str, str | None]]:
-    """The texts of a message, each with the code block after it, if there is one."""
+    """The texts of a message, each with the code block that follows it, if there is one."""
     pieces = CODE.split(message)
     return list(zip_longest(pieces[::3], pieces[2::3]))
 
@@ -154,7 +156,7 @@ def forms(task: Any) -> list[Json]:
 
 
 def ended(task_id: str) -> list[Json]:
-    """The last questions of a task that are no longer open, newest first; answers as text."""
+    """The last questions of a task that are no longer open, newest first, with answers as text."""
     questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
     return [
         {
@@ -185,7 +187,10 @@ def asking(caller: Caller) -> list[Json]:
 
 @answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
-    """The link's token replaces a session and the CSRF token; link previews get the form too."""
+    """Show the form, or answer. The token in the link replaces a session and the CSRF token.
+
+    Link previews get the form too, but can't answer.
+    """
     row = links.find_question(token)
     question, typed, errors = loaded(row), None, Errors()
     if request.method == "POST":

@@ -1,4 +1,4 @@
-"""A form made from a JSON Schema: its fields, and their values as JSON."""
+"""Makes a form from a JSON Schema, and JSON from the values of the form's fields."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ from taskservice.schemas.input_schema import input_problems
 from taskservice.web.request import large_json_slot
 
 Json: TypeAlias = dict[str, Any]
-# The name of a field in the form -> its texts: several for checkboxes, none if left empty.
+# The name of a field in the form -> its texts: several for checkboxes, none if nothing is chosen.
 Texts: TypeAlias = Mapping[str, Sequence[str]]
 # The name of a property -> the errors of its value.
 Errors: TypeAlias = dict[str, list[str]]
 
-# The kinds of fields. Values that no other kind can show are typed as JSON.
+# The kinds of fields. A field of the kind JSON is for values that no other kind can show.
 TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
 CHOICE, CHOICES, JSON = "choice", "choices", "json"
-# A text with a larger maximum length gets a field of several lines.
+# If the maximum length of a text is larger, its field has several lines.
 LONG = 200
 # Maximum length of a chain of references.
 MAX_REFERENCES = 8
@@ -37,7 +37,7 @@ _INPUT_TYPES = {"email": "email", "uri": "url", "date": "date", "date-time": "da
 
 
 class Choice(NamedTuple):
-    """One of several values: as JSON, which the form sends, and as a label."""
+    """A value to choose: the JSON that the form sends, and the label."""
 
     value: str
     label: str
@@ -52,13 +52,13 @@ class Field:
     schema: Json
     is_required: bool
     is_nullable: bool
-    # The typed or chosen values, and their errors.
+    # The typed or chosen values, and the errors of these values.
     texts: Sequence[str]
     errors: Sequence[str]
 
     @property
     def key(self) -> str:
-        """Its name in the form, which is also used in HTML IDs."""
+        """The name of the field in the form, and in HTML IDs."""
         return field_name(self.name)
 
     @property
@@ -88,7 +88,7 @@ class Field:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the `input`, `select` or `textarea`; those that are None are left out."""
+        """Attributes of the `input`, `select` or `textarea`; those with None are left out."""
         attributes: dict[str, Any] = {"required": "required" if self.is_required else None}
         if self.kind == NUMBER:
             attributes |= {
@@ -116,7 +116,7 @@ class Field:
 
     @cached_property
     def _labels(self) -> dict[str, str]:
-        """The values to choose from as JSON, each with its label; empty if it is not a choice."""
+        """The values to choose from as JSON, each with its label; empty if there is no choice."""
         return {_text(value): label for value, label in options(self.schema)}
 
     @property
@@ -124,7 +124,7 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with its typed or chosen value; empty if omitted. Raises ValueError."""
+        """The property with its typed or chosen value; empty without one. Raises ValueError."""
         if texts := [text for text in self.texts if text]:
             return {self.name: self._value(texts)}
         if not self.is_required:
@@ -164,7 +164,7 @@ class Field:
     def keeps(self, value: Any) -> bool:
         """Whether the form can show this value and send it unchanged."""
         texts = self.texts_of(value)
-        # Browsers send each line end as CR LF; a field of one line has no line ends.
+        # Browsers send each line end as CR LF. A field for one line can't contain line ends.
         lost = "\r\n" if self.kind == TEXT else "\r"
         if any(character in text for text in texts for character in lost):
             return False
@@ -180,7 +180,7 @@ class Field:
 
 
 def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = None) -> list[Field]:
-    """The fields of the form, in the order of the properties; without `typed` with defaults."""
+    """The fields of the form, in the order of the properties; with defaults unless `typed`."""
     form_fields = []
     for name, property_schema in schema.get("properties", {}).items():
         field_schema, is_nullable = _without_null(_resolved(property_schema, schema), schema)
@@ -198,7 +198,7 @@ def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = Non
 
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
-    """The content of a form, and its errors; fields that are left empty are left out."""
+    """The content of a form, without the empty fields, and the errors of the fields."""
     content, errors = Json(), Errors()
     for form_field in fields(schema, texts):
         try:
@@ -209,8 +209,8 @@ def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
 
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
-    """Splits errors by path, such as `content.name`, into errors by property and others."""
-    # Longer names first, since a name can contain a full stop.
+    """Splits errors by path, such as `content.name`, into errors by property and other errors."""
+    # Longer names come first, since a name can contain a full stop.
     names = sorted((field.name for field in fields(schema)), key=len, reverse=True)
     of_fields, others = Errors(), Errors()
     for path, messages in errors.items():
@@ -227,7 +227,7 @@ def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Erro
 
 
 def _resolved(schema: Any, root: Json) -> Json:
-    """The schema with its reference to a part of `root` resolved; {} if it can't be."""
+    """The schema, or the part of `root` that it refers to; {} if there is no such part."""
     for _ in range(MAX_REFERENCES):
         if not isinstance(schema, dict):
             return {}
@@ -243,7 +243,7 @@ def _resolved(schema: Any, root: Json) -> Json:
 
 
 def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
-    """A schema that allows one type or null, without the null; and whether it does."""
+    """The schema without the alternative null, and whether it has this alternative."""
     kinds = schema.get("type")
     if isinstance(kinds, list) and "null" in kinds and len(kinds) == 2:
         (kind,) = (name for name in kinds if name != "null")
@@ -265,7 +265,7 @@ def _text(value: Any) -> str:
 
 
 def _number(text: str) -> Any:
-    """A number of a form, which JSON may write differently: 07 is 7, and .5 is 0.5."""
+    """A number from a form; forms that JSON does not allow, such as 07 and .5, are accepted."""
     try:
         return _loads(str(Decimal(text)))
     except InvalidOperation:
@@ -275,7 +275,7 @@ def _number(text: str) -> Any:
 
 
 def _in_utc(text: str) -> str:
-    """A time as a field for a date and time shows it."""
+    """A time in the format of a field for a date and time."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (ValueError, OverflowError):
@@ -283,7 +283,7 @@ def _in_utc(text: str) -> str:
 
 
 def _with_zone(text: str) -> str:
-    """A time in RFC 3339: a date and time without a zone is in UTC."""
+    """A time in RFC 3339; a date and time without a zone is taken as UTC."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -292,7 +292,7 @@ def _with_zone(text: str) -> str:
 
 
 def errors_of(error: Exception) -> dict[str, Any]:
-    """Field -> its errors. Raises an error that is not about the form's fields."""
+    """Field -> its errors. Raises `error` again if it is not about the fields of a form."""
     errors = from_exception(error).members.get("errors")
     if not errors:
         raise error
@@ -308,7 +308,7 @@ def sentence_of(errors: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class InputForm:
-    """The typed input, in fields or as one JSON text, and its errors."""
+    """The typed input, in fields or as one JSON text, and the errors of the input."""
 
     # The agent's schema, as it is stored.
     stored_schema: str
@@ -323,12 +323,12 @@ class InputForm:
 
     @property
     def fields(self) -> list[Field]:
-        """The fields, those that are required first."""
+        """The fields; required fields are first."""
         form_fields = fields(self._schema, self.typed, self.errors)
         return sorted(form_fields, key=lambda field: not field.is_required)
 
     def value(self) -> Any:
-        """The input. Raises ValidationError, under `input` or `input.<name>`."""
+        """The input. Raises ValidationError with errors of `input` or `input.<name>`."""
         errors: Errors = {}
         if self.text is None:
             content, errors = content_of(self._schema, self.typed)
@@ -340,13 +340,16 @@ class InputForm:
             except ValueError as error:
                 raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error
         problems = input_problems(self.stored_schema, _text(content))
-        # The error of a field replaces the errors of its value.
+        # An error of a field replaces the errors of its value.
         if problems := problems | {f"input.{name}": messages for name, messages in errors.items()}:
             raise ValidationError(problems)
         return content
 
     def refused(self, error: Exception) -> tuple["InputForm", str]:
-        """The form with its fields' errors, and a message with the rest; raises other errors."""
+        """The form with the errors of its fields, and a message with the other errors.
+
+        Raises `error` again if it is not about the request.
+        """
         of_fields: Errors = {}
         others = errors_of(error)
         if self.text is None:
@@ -364,7 +367,10 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
 
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
-    """The form with this input, or the defaults: as JSON if `is_text`, or fields can't show it."""
+    """The form with the `stored` input or the defaults.
+
+    It is one JSON text if `is_text`, or if the fields can't show the input.
+    """
     by_name = {field.name: field for field in fields(_loads(schema))}
     if stored is not None:
         content = _loads(stored)
@@ -388,7 +394,7 @@ def _loads(text: str) -> Any:
 
 
 def labels(text: str) -> dict[str, str]:
-    """The labels of a form: one `key=value` per line. Raises ValidationError."""
+    """The labels in a form, each as `key=value` on a line. Raises ValidationError."""
     lines = [line for line in lines_of(text) if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
         messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
@@ -398,5 +404,5 @@ def labels(text: str) -> dict[str, str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text area; other separators of lines are a part of the text."""
+    """The lines of a text area, which end at line feeds only."""
     return re.split("\r\n?|\n", text)

@@ -1,4 +1,4 @@
-"""The search page: lines of logs, or tasks by their error."""
+"""The search page, which finds lines of logs, or tasks by their error messages."""
 
 import re
 from itertools import groupby
@@ -20,14 +20,15 @@ from taskservice.web import responses
 blueprint = Blueprint("search", __name__)
 
 search_query = SearchQuerySchema()
-# The other parameters of the page are filters.
+# Parameters that are not filters.
 OF_PAGE = ("q", "where", "sort", "cursor")
-# How many lines of an error message are shown.
+# Maximum number of lines of an error message on the page.
 MAX_LINES = 3
 
 
-# The tasks of the hits, each with its lines, and where a search continues. A line has its number,
-# None in an error message, and its pieces: every second piece is the text that was searched for.
+# The tasks with hits, each with its lines, and the position at which the search continues. A line
+# is its number, or None in an error message, and its pieces: every second piece is the text that
+# was searched for.
 Found: TypeAlias = tuple[
     list[tuple[TaskRow, list[tuple[int | None, list[str]]]]], search.End | None
 ]
@@ -35,7 +36,7 @@ Found: TypeAlias = tuple[
 
 @blueprint.get("/search")
 def show() -> Response:
-    """The lines of logs that contain `q`, or with `where=errors` the tasks whose error does."""
+    """Show the lines of logs that contain `q`; with `where=errors`, the tasks whose error does."""
     if complete := without_empty_fields():
         return complete
     filters = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
@@ -72,7 +73,7 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
 def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
     message, pattern = row.error_message or "", _pattern(text)
-    # A summary contains only the start of a long message.
+    # The text may be later in the message, since `row` contains only the start of a long message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""
     searched = ((line, pattern.search(line)) for line in message.split("\n"))
@@ -87,5 +88,5 @@ def _pieces(line: str, text: str) -> list[str]:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A pattern for the text by the rules of the database: only ASCII letters in any case."""
+    """A pattern that matches as the database does: only for ASCII letters, case is ignored."""
     return re.compile(re.escape(text), re.ASCII | re.IGNORECASE)

@@ -13,14 +13,15 @@ from taskservice.database.rows import KeyRow
 from taskservice.errors import Problem
 from taskservice.web.request import SPACE
 
-# Checked in the session too: a copied cookie must not be valid longer.
+# The session contains its end too, so that a copied cookie is not valid for longer.
 LIFETIME = timedelta(days=7)
 
 
 def resume_session() -> bool:
-    """Set the caller of this request, and `g.signed_in`: its key, with `user_name`.
+    """Set the caller of this request, and `g.signed_in`: the key, with `user_name`.
 
-    False without a session or a valid key. Raises 403 for someone whom the proxy names without key.
+    Returns False without a session or a valid key. Raises 403 for a person without a key whose name
+    the proxy sends.
     """
     now = clock.now()
     if current_app.config["LOGIN_HEADER"]:
@@ -37,8 +38,7 @@ def resume_session() -> bool:
 
 def _of_proxy(now: str) -> KeyRow | None:
     """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
-    # WSGI decodes a header as Latin-1. The values of a header that is sent twice have a comma
-    # between them.
+    # WSGI decodes headers as Latin-1. If a header is sent twice, a comma separates its values.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
     name = sent.encode("latin-1").decode(errors="replace")
     key = find(KEY_OF_LOGIN, name, now) if name and "," not in name else None
@@ -49,7 +49,7 @@ def _of_proxy(now: str) -> KeyRow | None:
 
 
 def is_session_unexpired() -> bool:
-    """Whether the session of this request has not expired; a proxy has its own sessions."""
+    """Whether the session of this request is valid; always true if a proxy signs people in."""
     if current_app.config["LOGIN_HEADER"]:
         return True
     return "key" in session and clock.now() < session.get("until", "")
@@ -61,14 +61,15 @@ def form_token() -> str:
 
 
 def submission_id() -> str:
-    """The ID in a form that can be sent only once; it changes after each submission."""
+    """An ID for a form that can be sent only once; it changes after each submission."""
     return str(session.setdefault("submission_id", clock.new_id()))
 
 
 def create_once(create: Callable[[str], Any]) -> Any:
-    """The result of `create` with the form's ID; None, with a message, if the form was sent before.
+    """Call `create` with the ID of the form, which becomes the ID of the new row.
 
-    The new row gets this ID: if two forms are sent at once, `create` returns None for one of them.
+    Returns None, and shows a message, if the form was already sent. If the form is sent twice at
+    the same time, `create` returns None for one of the requests.
     """
     submitted = request.form.get("submission_id", "").encode()
     is_first = secrets.compare_digest(submitted, submission_id().encode())
@@ -90,12 +91,12 @@ def check_form() -> None:
 
 
 def form_key() -> KeyRow:
-    """The key in the form. Raises 401, always the same, unless it is valid."""
+    """The key in the form. Raises the same 401 for all invalid keys."""
     return valid_key(request.form.get("key", "").strip(), clock.now())
 
 
 def require_own_sign_in() -> None:
-    """Raises 403 where a proxy signs people in."""
+    """Raises 403 if a proxy signs people in."""
     if current_app.config["LOGIN_HEADER"]:
         raise Problem(403, "Sign in at the proxy: this service signs nobody in")
 
@@ -105,5 +106,5 @@ def begin_session(key: KeyRow) -> None:
     set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
-    # The cookie is renewed with each change of the session, but not its end.
+    # The end does not change, although each change of the session renews the cookie.
     session["until"] = clock.now(LIFETIME.total_seconds())

@@ -1,4 +1,4 @@
-"""The sign-in page, the links that sign in, and the sign-out."""
+"""The sign-in page, the pages of sign-in links, and the sign-out."""
 
 from flask import Blueprint, Response, g, request, session
 
@@ -27,7 +27,7 @@ def enter() -> Response:
             return redirect_to_page(path, "tasks.list_all")
         except Problem as error:
             problem = error
-    # A visitor who has signed in in another window no longer needs the form.
+    # A visitor who has signed in in another window does not need the form.
     if "signed_in" in g and (problem is None or problem.status != 401):
         return redirect_to_page(path, "tasks.list_all")
     response = page("sign_in.html", problem.status if problem else 200, next=path, problem=problem)
@@ -37,10 +37,10 @@ def enter() -> Response:
 
 @links.route("/<path:token>", methods=["GET", "POST"])
 def enter_by_link(token: str) -> Response:
-    """The POST of the page signs in, so that previews of the link do not use it up."""
+    """Show a page whose form signs in, so that a preview of the link does not use the link."""
     require_own_sign_in()
     if request.method == "POST":
-        # The token of the form is in a cookie, which a form of another site is sent without.
+        # A form of another site is sent without the cookie that contains the form's token.
         check_form()
         begin_session(sign_in_links.use(token))
         return redirect_to("tasks.list_all")

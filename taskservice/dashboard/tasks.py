@@ -1,4 +1,4 @@
-"""The list of tasks; the task page, also for links; its forms and its links."""
+"""The list of tasks; the task page, for users and for links; and the forms of both."""
 
 import hashlib
 import shlex
@@ -47,25 +47,25 @@ from taskservice.web.request import TEXT, require_link
 MAX_CHILDREN = 50
 # The width of the waterfall, in SVG units.
 WIDTH = 1_000
-# A running bar grows in steps, so that the page of a long task seldom changes.
+# The bar of a running task grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
-# The differences of two tasks that are shown, and the characters of a value.
+# Maximum number of differences of two tasks that are shown, and of characters of a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# The last new lines are shown, earlier ones are folded. Folded as well are those at the end of the
-# log, which the page shows above: they have at most a few other lines between them.
+# The last new lines are shown; earlier new lines are folded. New lines at the end of the log are
+# folded too, since the page shows them above: only a few other lines are between them.
 SHOWN_LINES = 20
 MAX_KNOWN_BETWEEN = 3
-# A task that would take longer than this, in seconds, has no expected end.
+# No end is expected for a task that would take longer than this, in seconds.
 LONGEST = 366 * 86_400
 
 
 def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
-    """The expected end of a running task: from its progress, or its agent's usual duration."""
+    """The expected end of a running task, by its progress or the usual duration of its agent."""
     if task.status != terms.RUNNING or task.claimed_at is None:
         return None
     if open_questions(task.questions) or task.hanging_since:
-        # The time until a person answers, or until the task no longer hangs, is unknown.
+        # It is unknown when a person will answer, or when the task will no longer hang.
         return None
     progress = float(task.progress or 0)
     if progress > 0:
@@ -76,7 +76,7 @@ def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
 
 
 def _waterfall(children: Sequence[TaskRow]) -> dict[str, Any] | None:
-    """The first children of a task over time: where the bar of each begins, and its width."""
+    """The chart of a task's first children over time: the start and the width of each bar."""
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
@@ -88,9 +88,9 @@ def _waterfall(children: Sequence[TaskRow]) -> dict[str, Any] | None:
     bars = []
     for child in shown:
         x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
-        # Running tasks extend to the right edge, which is now.
+        # The bars of running tasks end at the right edge, which is the current time.
         end = round(_seconds(start, child.finished_at) * scale) if child.finished_at else WIDTH
-        # Short tasks stay visible.
+        # The bar of a short task has a minimum width, so that it is visible.
         bars.append({"task": child, "x": min(x, WIDTH - 4), "width": max(4, end - x)})
     return {"bars": bars, "has_more": len(children) > len(shown)}
 
@@ -100,24 +100,27 @@ def _seconds(since: str, until: str) -> float:
 
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
-    """How a task differs from the last good run: part, key, and both values as JSON or empty."""
+    """The differences between a task and the last good run: part, key, and both values.
+
+    A value is JSON text, or empty if the key is missing.
+    """
     differences = []
     for part in ("Labels", "Input", "Output"):
         of_task, of_good = (_values(getattr(run, part.lower())) for run in (task, good))
-        # A run that failed rarely has the whole output.
+        # Members that are missing in the output of a failed run mean nothing.
         is_output = part == "Output"
         keys = [key for key in of_task if key in of_good] if is_output else of_task | of_good
         for key in keys:
             pair = of_task.get(key, ""), of_good.get(key, "")
             if pair[0] != pair[1]:
-                # Of long values, the part around the first difference.
+                # Long values are shortened to the part around the first difference.
                 start = max(0, sum(takewhile(bool, map(eq, *pair))) - MAX_VALUE // 2)
                 differences.append((part, key, *(_shortened(text, start) for text in pair)))
     return differences
 
 
 def _shortened(text: str, start: int) -> str:
-    """A text, or the part of a long one that begins at `start`."""
+    """The text or, if it is long, its part that begins at `start`."""
     if len(text) <= MAX_VALUE:
         return text
     end = start + MAX_VALUE
@@ -138,7 +141,7 @@ managed.before_request(lambda: caller.require_full_user_key())
 rerun_schema, bulk_schema = RerunSchema(), BulkSchema()
 TOO_LATE = "The task has already ended."
 
-# For this number of tasks and more, a tab shows "1,000+".
+# A tab shows "1,000+" for this number of tasks or more.
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
 MAX_LINES = 1_000
@@ -182,7 +185,7 @@ def list_all() -> Response:
 
 
 def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[TaskRow]:
-    """These tasks; after each one of `opened` its first children, and theirs."""
+    """These tasks. A task whose ID is in `opened` is followed by its first children, and so on."""
     for row in rows:
         yield row
         if row.id in opened:
@@ -194,7 +197,7 @@ def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[T
 def _found(
     selection: Selection, query: dict[str, Any]
 ) -> tuple[list[Position], str | None, Position | None]:
-    """The positions of a page, the query of the next one, and the end of a page with space left."""
+    """The positions of a page; the query of the next page; and the end, if the page is not full."""
     tasks, limit = TaskList(caller, selection), query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
         positions, end = tasks.longest(limit)
@@ -238,7 +241,7 @@ def show(task_id: str) -> Response:
 
 
 def _log_end(task: TaskRow) -> str:
-    """The end of a failed task's log, which often has the reason; else empty."""
+    """The end of a failed task's log, which often contains the reason; empty for other tasks."""
     return logs.ends([task.id]).get(task.id, "") if task.error_type == terms.FAILED else ""
 
 
@@ -253,7 +256,7 @@ def lines(task_id: str) -> Response:
 
 @blueprint.get("/tasks/<task_id>/new-lines")
 def show_new_lines(task_id: str) -> Response:
-    """The new lines of a failure, which page.js inserts into the task page."""
+    """The new lines of a failed task, which page.js inserts into the task page."""
     task = tasks.get(caller, task_id)
     nearest = neighbours.last_good_run(task)
     if nearest is None:
@@ -277,7 +280,7 @@ def show_new_lines(task_id: str) -> Response:
 
 
 def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
-    """The number of new lines before those at the end of the log."""
+    """The number of new lines that are not at the end of the log."""
     following = task.log_count + 1
     for count in range(len(new), 0, -1):
         number = new[count - 1]["line"]
@@ -289,11 +292,11 @@ def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
 
 @blueprint.get("/tasks/<task_id>/events")
 def events(task_id: str) -> Response:
-    """The task and its lines after line number `after`, live: Server-Sent Events."""
+    """Server-Sent Events of the task, and of its lines after line number `after`."""
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     task = tasks.get(caller, task_id)
-    # A link needs no session.
+    # Viewers of a link have no session.
     is_allowed = (lambda: True) if caller.task_id else sessions.is_session_unexpired
     return waiting.follow(task.id, max(after, 0), is_allowed, has_times=True)
 
@@ -342,7 +345,7 @@ def redeliver(task_id: str) -> Response:
 
 @managed.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    """A command for a shell that sends the newest webhook, signed now. Raises 409 without one."""
+    """A shell command that sends the newest webhook, signed now. Raises 409 without a webhook."""
     task = tasks.get(caller, task_id)
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
@@ -352,14 +355,14 @@ def webhook(task_id: str) -> Response:
     options = [f"--header {shlex.quote(header)}" for header in headers]
     url, body = shlex.quote(webhook.url), shlex.quote(webhook.body.decode())
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
-    # Through a pipe, since an argument of a program has at most 128 KiB.
+    # The body is sent through a pipe, since an argument of a program has at most 128 KiB.
     command = f"printf %s {body} |\n  " + " \\\n  ".join(parts) + "\n"
     return Response(command, mimetype=TEXT)
 
 
 @managed.route("/tasks/<task_id>/links", methods=["GET", "POST"])
 def show_links(task_id: str) -> Response:
-    """Create a link too; no redirect, since only this response shows it."""
+    """Show the links, or create a link. No redirect, since only this response shows its URL."""
     task, status, url = tasks.get(caller, task_id), 200, ""
     if request.method == "POST":
         days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
@@ -381,7 +384,7 @@ public = Blueprint("shared", __name__, url_prefix="/shared")
 public.before_request(require_link)
 
 
-# Any path, so that a link with something appended gets the same page as another invalid link.
+# Any path matches, so that a link with an appended text gets the page for invalid links.
 @public.get("/<path:token>")
 @shared
 def show_by_link(task_id: str) -> Response:
@@ -418,7 +421,7 @@ def rerun(task_id: str) -> Response:
 
 
 def _rerun(task: TaskRow, input_form: InputForm) -> Response:
-    """Start it; a form that is sent twice with the same fields starts one task. Raises 422."""
+    """Start the rerun, only once for a form with the same fields. Raises 422."""
     value, before = input_form.value(), strict_json.loads(task.input.encode())
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
@@ -434,7 +437,7 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
 
 
 def _label_lines(task: TaskRow) -> list[str]:
-    """The labels as the form shows them; a value can have several lines."""
+    """The lines of the labels in the form; a value with line feeds takes several lines."""
     pairs = strict_json.loads(task.labels.encode()).items()
     return schema_form.lines_of("\n".join(f"{key}={value}" for key, value in pairs))
 
@@ -446,7 +449,9 @@ PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: 
 
 @blueprint.post("/tasks/selected")
 def change_selected() -> Response:
-    """Without `ids`, the page that shows the selected tasks; its form contains their IDs."""
+    """Carry out the action on `ids`. Without `ids`, show a page whose form contains the IDs of the
+    selected tasks.
+    """
     caller.require_user_key()
     back = "/?" + request.query_string.decode(errors="replace")
     if "ids" not in request.form:
@@ -471,7 +476,7 @@ def _confirm(back: str) -> Response:
         positions, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
         has_more = end is not None
     else:
-        # The checkbox for a whole page contains all its IDs.
+        # The checkbox for a whole page contains all IDs of the page.
         ids = map(parse_id, " ".join(request.form.getlist("taskId")).split())
         chosen = list(dict.fromkeys(task_id for task_id in ids if task_id))
         positions = [Position("", task_id) for task_id in chosen[: terms.MAX_LIMIT]]
