@@ -165,7 +165,7 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
-    answers = "Everyone who gets a message can answer its question with a link, without a key."
+    answers = "Anyone who gets a message can answer its question by a link, without a key."
     properties: Json = {
         "target": _property("Address", addresses),
         "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),
@@ -174,15 +174,15 @@ def _form_schema() -> Json:
         ),
         "after": _property(
             "Failures in a row",
-            "Until an agent is broken.",
+            "After this number, an agent is broken.",
             type="integer",
             default=1,
             minimum=1,
             maximum=terms.MAX_AFTER,
         ),
         "name": _property("Name", "By default the address without its secret part."),
-        "agentId": _property("Only of the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
-        "label": _property("Only of tasks with the label", "Such as env:prod."),
+        "agentId": _property("Only for the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
+        "label": _property("Only for tasks with the label", "Such as env:prod."),
         "token": _property("Access token", "For an ntfy server that requires one."),
     }
     required = ["target", "format", "events"]

@@ -81,7 +81,7 @@ def test_more_than_a_thousand_that_match_are_said(
     ids += copy_task(app, {"id": ids[0]}, 1_000)
     target, page = ask(window, "/", "delete", all="all")
     assert "Delete 1,000 tasks?" in main_text(page)
-    assert "There are more: only 1,000 tasks are selected." in main_text(page)
+    assert "More tasks match: only 1,000 tasks are selected." in main_text(page)
     confirm(window, target, page)
     assert [task["id"] for task in expect(alice.get("/task"), 200)] == ids[:1]
     _, page = ask(window, "/", "delete", all="all")

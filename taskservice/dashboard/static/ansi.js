@@ -1,4 +1,4 @@
-// Turns a line of a log into nodes: colours become classes, other escape sequences are dropped.
+// Turns a line of a log into nodes: colours become classes, and other escape sequences are removed.
 
 import { addressesIn, linked } from "./links.js";
 
@@ -46,7 +46,7 @@ function nearest(red, green, blue) {
   return distances.indexOf(Math.min(...distances));
 }
 
-// The nearest of 16 colours, which are readable in both themes.
+// The nearest of the 16 colours that are readable in both themes.
 function from256(number) {
   if (number < 16) return number;
   if (number > 231) {
@@ -58,7 +58,7 @@ function from256(number) {
   return nearest(level(Math.floor(cube / 36)), level(Math.floor(cube / 6) % 6), level(cube % 6));
 }
 
-// The colour of 38;5;n or 38;2;r;g;b; removes from `codes` what follows the 38.
+// The colour in 38;5;n or 38;2;r;g;b; removes the codes after the 38 from `codes`.
 function takeExtended(codes) {
   const kind = codes.shift();
   if (kind === 5) return from256(codes.shift() & 255);
@@ -86,7 +86,7 @@ function applyCodes(state, text) {
   }
 }
 
-// The classes of a state. On a background the usual text colour is used, which is readable.
+// The classes of a state. On a coloured background, text has the usual colour, which is readable.
 function classes({ styles, foreground, background }) {
   const names = new Set(styles);
   if (names.has("inverse") && (foreground !== null || background !== null)) {
@@ -109,13 +109,13 @@ function textNodes(nodes, state) {
   return [span];
 }
 
-// A progress bar overwrites itself; a terminal shows the last version.
+// A line such as a progress bar overwrites itself: show the last version, as a terminal does.
 function lastOverwrite(line) {
   const shown = line.replace(/\r+$/, "");
   return shown.slice(shown.lastIndexOf("\r") + 1);
 }
 
-// A line as text, to search and copy.
+// A line as plain text, for searching and copying.
 export function plain(line) {
   return lastOverwrite(line).replace(SEQUENCE, "");
 }
@@ -123,7 +123,7 @@ export function plain(line) {
 export function painted(line) {
   const last = lastOverwrite(line);
   const state = { styles: new Set(), foreground: null, background: null };
-  // An address may have several styles.
+  // Addresses are found in the plain text, since the parts of an address can have several styles.
   const addresses = addressesIn(plain(line));
   const nodes = [];
   let start = 0,

@@ -1,8 +1,8 @@
-// The form of a new hook shows which format follows from the address, by the rules of the service.
+// Shows the default format of the address in the form of a new hook, by the rules of the service.
 
 const form = document.querySelector(".hook-form form");
 const address = form.elements["field.target"];
-// The value of a choice is JSON, as in all fields.
+// The value of a choice is JSON.
 const labelOf = (format) => form.querySelector(`[name="field.format"][value='"${format}"'] + bdi`);
 const byAddress = labelOf("");
 const { textContent: title } = byAddress;

@@ -1,7 +1,7 @@
-// Keyboard shortcuts; ? lists the shortcuts of the page.
+// Keyboard shortcuts. The key ? lists the shortcuts of the page.
 
 const ROWS = "#rows th > a:first-child, #agents th > a, #inbox h3 a";
-// In this tab: the task or agent that was opened from a list.
+// The key in sessionStorage for the task or agent that was opened from a list.
 const OPENED = "opened";
 // The longest time between g and the letter of a page.
 const GO_MS = 1_500;
@@ -26,14 +26,14 @@ function search() {
   field?.select();
 }
 
-// The keys after g: the first letter of a page's name.
+// Opens a page by the key after g, which is the first letter of its name.
 function go(key) {
   goesUntil = -Infinity;
   const links = [...document.querySelectorAll("header nav a")];
   links.find((link) => link.textContent.trim()[0].toLowerCase() === key)?.click();
 }
 
-// The help lists the keys that work on this page.
+// The action of a key, if the help of this page lists the key.
 function actionOf(key) {
   if (performance.now() < goesUntil) return () => go(key);
   const isListed = [...help.querySelectorAll("kbd")].some((shown) => shown.textContent === key);

@@ -1,8 +1,8 @@
-// The level of a log line, from the words that programs print.
+// Finds the level of a log line by the words in it.
 
 export const LEVELS = ["error", "warning", "info", "debug"];
 
-// Of a longer line, only this many characters count.
+// Only this number of characters of a line is read.
 const MAX_LENGTH = 500;
 const WORDS = {
   error: "error|err|fatal|critical|crit|panic|severe|emerg(?:ency)?|alert",
@@ -10,7 +10,7 @@ const WORDS = {
   info: "info|notice",
   debug: "debug|trace|verbose",
 };
-// At the start, perhaps after a time, brackets and the name of the program.
+// What can precede the level at the start of a line: a time, brackets and the name of a program.
 const PREFIX = "^[\\s\\d\\-:.,/+TZ\\[\\](){}<>|*#=]*(?:[\\w.\\-/]{1,40}[:\\]]\\s*)?";
 const PATTERNS = LEVELS.map((level) => {
   const word = WORDS[level];
@@ -37,7 +37,7 @@ const FAULT = new RegExp(
     "\\bcore dumped\\b",
   ].join("|"),
 );
-// Errors that programs print without the name of a level.
+// Words of error messages that contain no level.
 const REASON = new RegExp(
   [
     "\\b(?:timed[ -]out|refused|denied|aborted|aborting|fatal (?:error|exception|signal))\\b",
@@ -49,14 +49,14 @@ const REASON = new RegExp(
     .join("|"),
   "gi",
 );
-// Words before these that deny the error, as in "0 requests timed out".
+// Words before an error that negate the error, as in "0 requests timed out".
 const NEGATION = /\b(?:0|zero|no|not|non|never|nothing|none|without)[\s-]+(?:\w+\s+)?$/i;
 
 function hasReason(text) {
   return [...text.matchAll(REASON)].some(({ index }) => !NEGATION.test(text.slice(0, index)));
 }
 
-// A line without escape sequences -> one of LEVELS, or null.
+// The level of a line without escape sequences: one of LEVELS, or null.
 export function levelOf(line) {
   const text = line.slice(0, MAX_LENGTH);
   if (TRACEBACK.test(text)) return "error";
@@ -66,7 +66,8 @@ export function levelOf(line) {
   return FAULT.test(text) || hasReason(text) ? "error" : null;
 }
 
-// Reads lines in order: the lines after the start of a traceback are part of the error.
+// Makes a function that reads lines in order and returns their levels. All lines of a traceback are
+// errors.
 export function levelReader() {
   let inTraceback = false;
   return (line) => {
@@ -76,7 +77,7 @@ export function levelReader() {
       return level;
     }
     if (!inTraceback) return level;
-    // The first line that is not indented is the exception, the last of the traceback.
+    // The first line that is not indented is the exception, with which the traceback ends.
     inTraceback = /^\s/.test(line) || line === "";
     return line === "" ? level : "error";
   };

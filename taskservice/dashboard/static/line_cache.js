@@ -1,16 +1,16 @@
-// The lines of a log that have been loaded; others are loaded when they become visible.
+// The loaded lines of a log. Other lines are loaded when they become visible.
 
 export const BLOCK = 200;
-// The server's maximum for one response.
+// The server's maximum number of lines in one response.
 export const MAX_LINES = 1_000;
 const MAX_BLOCKS = 40;
 // The server truncates longer lines; the download contains all of them.
 const MAX_LENGTH = 5_000;
 
 const here = location.pathname;
-// Number of a block -> its lines, each with its time; missing ones are holes.
+// Number of a block -> its lines with their times; lines that are not loaded are holes.
 const blocks = new Map();
-// The number of lines that have been stored, including dropped ones.
+// The number of lines that have been stored, including lines that were dropped later.
 export let storedCount = 0;
 
 export function blockOf(number) {
@@ -21,8 +21,8 @@ export function line(number) {
   return entry(number)?.text;
 }
 
-// When the agent printed a line, in milliseconds; null without a time, undefined if it is not
-// loaded.
+// When the agent printed a line, in milliseconds; null if the line has no time, undefined if the
+// line is not loaded.
 export function timeOf(number) {
   return entry(number)?.at;
 }
@@ -35,7 +35,7 @@ export function isBlockLoaded(number) {
   return blocks.has(blockOf(number));
 }
 
-// `time` is a text or null, as the server sends it.
+// Stores a line. `time` is a string or null, as in the server's response.
 export function store(number, text, time) {
   const index = blockOf(number);
   let block = blocks.get(index);
@@ -67,7 +67,7 @@ export function dropDistant(number) {
   for (const index of byDistance.slice(0, blocks.size - MAX_BLOCKS)) blocks.delete(index);
 }
 
-// At most `limit` lines after a number; null when the service can't be reached.
+// At most `limit` lines after a number; null or undefined if the service can't be reached.
 export async function fetchLines(after, limit) {
   return (await fetchTimed(after, limit))?.lines;
 }
@@ -84,7 +84,7 @@ async function fetchTimed(after, limit) {
   }
 }
 
-// Loads a line and its neighbours; returns whether that worked.
+// Loads a line and the lines around it; returns whether this succeeded.
 export async function loadAround(number, first) {
   // A reader who scrolls up needs the lines above too.
   let from = number;
@@ -93,7 +93,7 @@ export async function loadAround(number, first) {
   if (!found) return false;
   storeAll(from, found);
   if (from + found.lines.length > number) return true;
-  // Long lines have filled the response before this line, or it was deleted.
+  // The line is missing: longer lines before it filled the response, or it was deleted.
   const more = await fetchTimed(number - 1, BLOCK);
   if (!more) return false;
   storeAll(number, more);

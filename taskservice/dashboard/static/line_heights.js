@@ -1,18 +1,19 @@
-// Where each line begins, in pixels: each is one row high unless it was measured to be higher.
+// The position of each line in pixels. A line has the height of one row unless a larger height was
+// measured.
 
 import { BLOCK, blockOf } from "./line_cache.js";
 
 // The line height in dashboard.css.
 export const LINE = 20;
 
-// Number of a block -> { sum, extra: number of a line -> how much higher than a row it is }.
+// Number of a block -> { sum, extra }; `extra` maps the number of a line to its height above a row.
 const tallBlocks = new Map();
 
 export function forgetHeights() {
   tallBlocks.clear();
 }
 
-// Returns whether the height has changed.
+// Stores the height of a line; returns whether it has changed.
 export function noteHeight(number, height) {
   const index = blockOf(number);
   const known = tallBlocks.get(index)?.extra.get(number) ?? 0;

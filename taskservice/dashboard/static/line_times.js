@@ -1,9 +1,9 @@
-// The time of a line, in the chosen format; and marks for pauses.
+// The times of lines in the chosen format, and marks for pauses.
 
 import { pauses, storedCount, timeOf } from "./line_cache.js";
 
-// The shortest pause that is marked in a log with few lines. In others it is FACTOR times as long
-// as most of the loaded pauses: all except one in RARE, or except MAX_LONG in a short log.
+// The shortest pause that is marked in a log with few lines. In other logs, it is FACTOR times as
+// long as the usual pause, which one of RARE loaded pauses exceeds, or MAX_LONG in a short log.
 const PAUSE_MS = 30_000;
 const FACTOR = 3;
 const RARE = 20;
@@ -40,7 +40,7 @@ function spanText(milliseconds) {
   return minutes ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
 }
 
-// The kinds of times; each makes text of a line's number and time.
+// The formats of times: functions from the number and the time of a line to a text.
 const FORMATS = {
   clock: (_number, at) => clock.format(at),
   start: (_number, at, start) => span(at - start),
@@ -50,7 +50,7 @@ const FORMATS = {
   },
 };
 
-// The text for a line, empty where it has no time.
+// The text of a line's time; empty if the line has no time.
 export function timeText(kind, number, start) {
   const at = timeOf(number);
   return typeof at === "number" && FORMATS[kind] ? FORMATS[kind](number, at, start) : "";
@@ -60,7 +60,7 @@ let shortest = PAUSE_MS;
 let countedLines = 0;
 
 function shortestMarked() {
-  // Sorting is slow for each of many new lines.
+  // The pauses are not sorted for each new line, since sorting is slow.
   if (storedCount <= countedLines * 1.1) return shortest;
   countedLines = storedCount;
   const known = pauses().sort((a, b) => b - a);
@@ -69,13 +69,13 @@ function shortestMarked() {
   return shortest;
 }
 
-// The text of a marked pause; else empty.
+// The text of a pause; empty if the pause is too short to be marked.
 export function pauseBetween(before, at) {
   const isTimed = typeof at === "number" && typeof before === "number";
   return isTimed && at - before >= shortestMarked() ? spanText(at - before) : "";
 }
 
-// The pause before a line.
+// The text of the pause before a line.
 export function pauseText(number) {
   return pauseBetween(timeOf(number - 1), timeOf(number));
 }

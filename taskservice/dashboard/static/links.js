@@ -1,16 +1,16 @@
-// Untrusted text as nodes: only http and https links become links, all else remains text.
+// Turns untrusted text into nodes: http and https addresses become links, the rest remains text.
 
 const LINK = /\bhttps?:\/\/[^\s<>"'`\\^{|}\u0000-\u001f\u202a-\u202e\u2066-\u2069]{1,2000}/g;
-// The punctuation after a link is not part of it.
+// The punctuation after an address is not part of the address.
 const END = /[.,:;!?)\]*_~]+$/;
-// Characters that change the direction of text, and so can disguise it.
+// Characters that change the direction of text, which can disguise an address.
 const DIRECTION_MARKS = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 export function shown(text) {
   return text.replace(DIRECTION_MARKS, (mark) => `\\u${mark.codePointAt(0).toString(16)}`);
 }
 
-// A link to an http or https address, or its text for any other address.
+// A link to an http or https address; for any other address, only the label.
 export function link(address, label = document.createTextNode(shown(address))) {
   let url;
   try {
@@ -36,8 +36,8 @@ export function addressesIn(text) {
   });
 }
 
-// Text with its links; a part of a text begins at `offset`, and gets the addresses of the whole
-// text.
+// The nodes of a text with its links. For a part of a text, `addresses` are the addresses of the
+// whole text, and `offset` is the start of the part.
 export function linked(text, addresses = addressesIn(text), offset = 0) {
   const nodes = [];
   const node = (from, to) => document.createTextNode(shown(text.slice(from, to)));
@@ -56,6 +56,6 @@ export function linked(text, addresses = addressesIn(text), offset = 0) {
 
 function withoutEnd(address) {
   const cut = address.replace(END, "");
-  // As in https://en.wikipedia.org/wiki/Flask_(disambiguation)
+  // A bracket can belong to an address, as in https://en.wikipedia.org/wiki/Flask_(disambiguation)
   return address[cut.length] === ")" && cut.includes("(") ? `${cut})` : cut;
 }

@@ -1,5 +1,5 @@
-// The list of tasks: filters and pages replace it without a new page, and tasks are selected in
-// ranges.
+// The list of tasks. Filters and links to other pages replace the list only, and Shift selects a
+// range of tasks.
 
 import { refresh, showNotice } from "./page.js";
 
@@ -24,12 +24,12 @@ async function showAddress() {
   showNotice("");
   await refresh();
   fillForm();
-  // The element with the focus may no longer be on this page.
+  // The element that had the focus may have been removed.
   if (document.activeElement === document.body) list.focus({ preventScroll: true });
   document.getElementById("shown").textContent = `Tasks on this page: ${boxes().length}`;
 }
 
-// A link may have removed a filter of the form.
+// Fills the form from the address, since a link may have removed a filter of the form.
 function fillForm() {
   const values = new URLSearchParams(location.search);
   for (const field of fields) {
@@ -64,7 +64,7 @@ addEventListener("click", (event) => {
 });
 
 addEventListener("popstate", () => {
-  // Links to a part of the page fire this event too.
+  // Links to an element of the page cause this event too.
   if (search && location.search !== shownSearch) showAddress();
 });
 
@@ -72,7 +72,7 @@ addEventListener("popstate", () => {
 
 let lastClicked = "";
 
-// Shift selects all boxes between this one and the previous one.
+// A click with Shift selects all boxes from the previously clicked box to this box.
 function selectRange(box) {
   const all = boxes();
   const ends = [all.findIndex(({ value }) => value === lastClicked), all.indexOf(box)];
@@ -105,7 +105,7 @@ if (pageBox()) {
   addEventListener("pageshow", showSelection);
 }
 
-// After an action on the selected tasks, the scroll position is restored.
+// Restores the scroll position after an action on the selected tasks.
 const PLACE = "place";
 document.addEventListener("submit", ({ target }) => {
   if (target.id === "selected")

@@ -1,4 +1,4 @@
-// The log of a task. Only the lines in view are in the page, however long the log grows.
+// The log of a task. The page contains only the lines in view, since a log can be very long.
 
 import { painted, plain } from "./ansi.js";
 import { levelOf } from "./levels.js";
@@ -17,19 +17,20 @@ import { pauseBetween, pauseText, timeText } from "./line_times.js";
 import { grow, highlight, init as initSearch, lowerBound, showAllLevels } from "./log_search.js";
 import { copyText, refresh, released } from "./page.js";
 
-// Rows that are drawn above and below the visible ones, for smooth scrolling.
+// The number of rows that are drawn above and below the visible rows, for smooth scrolling.
 const OVERSCAN = 15;
-// Selected rows remain in the page up to this many lines from the visible ones.
+// Selected rows remain in the page up to this number of lines from the visible rows.
 const SELECTED_OVERSCAN = 1_000;
-// Browsers limit the height of an element; scrolling is scaled for a longer log.
+// Browsers limit the height of an element. For a higher log, scrolling is scaled.
 const MAX_HEIGHT = 8_000_000;
 const MAX_COPIED = 20_000;
 const RECONNECT_MS = 500;
 const MAX_RECONNECT_MS = 2_000;
-// After a 503, when all streams are in use. Until then the page updates every second.
+// The delay before another attempt after a 503, which means that all streams are in use. Until then
+// the page updates every second.
 const REFUSED_MS = 5_000;
 const MAX_REFUSED_MS = 30_000;
-// A window without focus closes its stream after this time, so that others can have one.
+// A window without focus closes its stream after this time, so that other windows can open one.
 const BLUR_MS = 10_000;
 
 const get = (id) => document.getElementById(id);
@@ -49,12 +50,12 @@ let running = box.dataset.status === "running";
 let following = running;
 // The number of lines when the reader stopped following.
 let countAtPause = count;
-// The lines that the URL names.
+// The range of lines in the hash of the URL.
 let marked = null;
 let wrapped = false;
 let lastTop = 0;
 let widest = 0;
-// The numbers of the lines that are shown, ascending; null for all of them.
+// The numbers of the lines that the filter shows, ascending; null without a filter.
 let filtered = null;
 
 function set(element, text) {
@@ -63,7 +64,7 @@ function set(element, text) {
 
 // --- the visible part ------------------------------------------------------------------------
 
-// A line has a number, and a row number among the lines that are shown.
+// The place of a line is its position among the lines that the filter shows.
 const firstPlace = () => (filtered ? 1 : first);
 const lastPlace = () => (filtered ? filtered.length : count);
 const numberAt = (place) => (filtered ? filtered[place - 1] : place);
@@ -85,7 +86,7 @@ function height() {
   return Math.min(fullHeight(), MAX_HEIGHT);
 }
 
-// The first visible pixel of the log, unscaled.
+// The first visible pixel of the log, without scaling.
 function topPixel() {
   if (fullHeight() <= MAX_HEIGHT) return box.scrollTop;
   const part = box.scrollTop / Math.max(1, MAX_HEIGHT - box.clientHeight);
@@ -107,7 +108,7 @@ function isAtEnd() {
   return box.scrollTop + box.clientHeight >= height() - LINE / 2;
 }
 
-// The first and last row to draw, and the first visible one.
+// The places of the first and last row to draw, and of the first visible row.
 function visible() {
   const pixel = topPixel();
   const top = placeAt(pixel);
@@ -124,7 +125,7 @@ function visible() {
   return { from, to, top };
 }
 
-// The rows of the lines that are selected, wholly or in part.
+// The places of the first and last line that the selection contains, even if only in part.
 function selected() {
   const selection = getSelection();
   if (selection.isCollapsed || !selection.rangeCount) return null;
@@ -162,20 +163,20 @@ function row(number) {
   const link = document.createElement("a");
   link.href = `#L${number}`;
   link.textContent = number;
-  // The log as a whole takes the focus, not each line.
+  // The Tab key moves the focus to the log as a whole, not to each line.
   link.tabIndex = -1;
   const time = document.createElement("time");
   const content = document.createElement("span");
   if (text !== undefined) {
     content.append(...painted(text));
-    // A program that prints colours has coloured its levels.
+    // Lines with escape sequences get no colour for their level: their program chose the colours.
     if (!text.includes("\x1b")) content.className = `level-${levelOf(plain(text))}`;
   }
   element.append(link, time, content);
   return element;
 }
 
-// The previous line can be loaded after this row.
+// Called at each drawing, since the previous line can be loaded later than this line.
 function showTime(element) {
   set(element.children[1], timeText(times.value, element.number, start));
   const pause = pauseText(element.number);
@@ -231,7 +232,7 @@ function drawRows(from, to) {
   highlight(rows.values());
 }
 
-// Measures the drawn rows, without a change of the reading position.
+// Measures the heights of the drawn rows, and preserves the reading position.
 function measureRows() {
   const wasAtEnd = isAtEnd();
   const { place, above } = anchor();
@@ -245,7 +246,7 @@ function measureRows() {
   draw();
 }
 
-// The row of a visible line, preferably the marked one, and its distance from the top.
+// The place of a visible line, preferably the marked line, and its distance from the top.
 function anchor() {
   const pixel = topPixel();
   const top = placeAt(pixel);
@@ -255,7 +256,7 @@ function anchor() {
   return { place, above: topOfPlace(place) - pixel };
 }
 
-// The horizontal scroll range never shrinks while the reader scrolls.
+// Prevents the width from shrinking while the reader scrolls.
 function keepWidth() {
   widest = Math.max(widest, list.offsetWidth);
   list.style.minWidth = `${widest}px`;
@@ -329,11 +330,11 @@ function show(from, to) {
   const clamp = (number) => Math.min(Math.max(number, first), count);
   marked = { from: clamp(from), to: clamp(to) };
   if (filtered && numberAt(placeOf(marked.from)) !== marked.from) showAllLevels();
-  // The button for it can move the lines.
+  // Show the button that copies the lines first, since it can move the log.
   updateControls();
   if (isInView(marked.from) || isInView(marked.to)) return;
   card.scrollIntoView({ block: "nearest" });
-  // The second pass knows the heights of the rows above.
+  // In the second pass, the heights of the rows above are known.
   for (let pass = 0; pass < 2; pass++) {
     drawNow();
     scrollTo(topOfPlace(placeOf(marked.from)) - box.clientHeight / 3);
@@ -365,7 +366,7 @@ function toEnd() {
 }
 
 box.addEventListener("scroll", () => {
-  // Only scrolling by the reader changes whether the log is followed.
+  // Scrolling by the reader starts or stops following the log.
   if (box.scrollTop > lastTop && isAtEnd() && running) following = true;
   else if (box.scrollTop < lastTop && following && !isAtEnd()) follow(false);
   lastTop = box.scrollTop;
@@ -385,7 +386,7 @@ buttons.new.addEventListener("click", () => {
 for (const [name, go] of Object.entries({ start: toStart, end: toEnd })) {
   buttons[name].addEventListener("click", go);
 }
-// These lead to another position in the log.
+// These buttons in the menu move to another position in the log.
 for (const button of [buttons.start, buttons.end, get("log-last-error")]) {
   button.addEventListener("click", () => {
     get("log-menu").open = false;
@@ -423,7 +424,7 @@ buttons.copy.addEventListener("click", async () => {
 
 // --- filter ------------------------------------------------------------------------------
 
-// Shows only these lines, or all; the first visible line does not move.
+// Shows only these lines, or all lines for null; the first visible line does not move.
 function filter(numbers) {
   if (!numbers && !filtered) return;
   const top = numberAt(visible().top) ?? first;
@@ -450,7 +451,7 @@ function showTimes() {
   draw();
 }
 
-// For a failed task, the reader wants to know when it failed.
+// By default, the log of a failed task has times, since the reader wants to know when it failed.
 // On a phone, times would take a third of the width.
 const hasSpace = matchMedia("(min-width: 500px)").matches;
 times.value = stored("times") ?? (box.dataset.status === "error" && hasSpace ? "clock" : "");
@@ -469,7 +470,7 @@ const ENDS = {
   complete: "complete",
 };
 
-// After the last line: the time without output, which is known when the line is loaded.
+// Shows the time without output after the last line, if that line is loaded.
 function showSilence() {
   const text = count < first ? "" : silenceText(timeOf(count));
   if (silence.textContent === text) return;
@@ -538,8 +539,8 @@ wrapBox.addEventListener("change", () => {
   keep("wrap", wrapped ? "yes" : "no");
 });
 
-// The log ends at the end of the window, unless the output of a complete task is above it. The new
-// lines of a failure are below it.
+// Limits the height of the log to the window, unless the task is complete: then its output is above
+// the log. If new lines of a failure are below the log, it leaves space for their heading.
 function fit() {
   const above = box.getBoundingClientRect().top + scrollY;
   const isFirst = box.dataset.status !== "complete";
@@ -595,7 +596,7 @@ function connect() {
 function addLine(number, { line: text, at }) {
   if (number <= count) return;
   count = number;
-  // Lines out of view are not stored: they are loaded when they become visible.
+  // Lines that are not in view are not stored here, but loaded when they become visible.
   if (following || isBlockLoaded(number)) store(number, text, at);
   if (following) dropDistant(number);
   draw();
@@ -615,7 +616,8 @@ function finish() {
   draw();
 }
 
-// The stream does not show why it broke; the page does: available, deleted or unreachable.
+// A stream gives no reason for its end. Reading the page shows if the task was deleted, or if the
+// service can't be reached.
 async function reconnect(hasOpened) {
   disconnect();
   const found = await refresh();

@@ -1,4 +1,4 @@
-// Searches and filters the whole log: the browser's own search sees only the lines in the page.
+// Searches and filters the whole log; the search of a browser finds only the lines in the page.
 
 import { plain } from "./ansi.js";
 import { levelReader } from "./levels.js";
@@ -14,7 +14,7 @@ const noLines = get("log-no-lines");
 const steps = { [-1]: get("log-previous"), 1: get("log-next") };
 const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
 
-// The current search: a text, and the levels of its lines.
+// The current search: a text, and the levels to show.
 let needle = "";
 let levels = new Set();
 // The numbers of the lines that contain the text, and of the lines with the levels.
@@ -25,7 +25,7 @@ let scannedTo = 0;
 let isScanning = false;
 let runNumber = 0;
 let readLevel = levelReader();
-// A step that waits until the scan has reached its match.
+// A step to a match that the scan has not reached.
 let pending = null;
 let timer = null;
 // The functions of log.js.
@@ -88,7 +88,7 @@ function note(number, text) {
   if (needle && text.toLowerCase().includes(needle)) matches.push(number);
 }
 
-// The log has new lines.
+// Continues the scan when the log has new lines.
 export function grow() {
   if (isScanning || timer || scannedTo >= log.range().count || !(needle || levels.size)) return;
   timer = setTimeout(() => {
@@ -167,7 +167,7 @@ function previous(start) {
 
 // --- errors ------------------------------------------------------------------------------
 
-// Goes to the first line that looks like an error, or to the last one.
+// Goes to the first or last line that looks like an error.
 async function showError(direction) {
   const { first, count } = log.range();
   const mine = ++runNumber;
@@ -205,7 +205,7 @@ async function errorIn(after, count, direction) {
 
 // --- highlights --------------------------------------------------------------------------
 
-// Marks the text in the rows; it can span several colours.
+// Highlights the matches in the rows; a match can contain several colours.
 export function highlight(rows) {
   if (!globalThis.CSS?.highlights) return;
   const ranges = needle ? [...rows].flatMap((row) => rangesIn(row.lastElementChild)) : [];
@@ -216,7 +216,7 @@ export function highlight(rows) {
 function rangesIn(element) {
   const text = element.textContent.toLowerCase();
   const ranges = [];
-  // A few letters are longer in lower case, which moves the text after them.
+  // A few letters are longer in lower case, so that positions after them would be wrong.
   if (text.length !== element.textContent.length) return ranges;
   for (let at = text.indexOf(needle); at >= 0; at = text.indexOf(needle, at + needle.length)) {
     const range = new Range();
@@ -275,7 +275,7 @@ export function init(functions) {
     ends[direction].addEventListener("click", () => showError(direction));
   }
   for (const box of boxes) {
-    // After a reload, a browser may restore the checked boxes.
+    // After a reload, a browser may restore the state of the boxes.
     box.checked = false;
     box.addEventListener("change", chooseLevels);
   }

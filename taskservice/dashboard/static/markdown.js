@@ -1,4 +1,4 @@
-// A subset of Markdown as nodes: HTML remains text, and no image is loaded.
+// Turns a subset of Markdown into nodes. HTML remains text, and images are not loaded.
 
 import { link, linked } from "./links.js";
 
@@ -59,7 +59,7 @@ function blocks(lines, depth) {
   return nodes;
 }
 
-// The block that begins at a line, and the line after it.
+// The block that begins at a line, and the index of the line after the block.
 function block(lines, at, depth) {
   const line = lines[at];
   if (!line.trim()) return [null, at + 1];
@@ -74,11 +74,11 @@ function block(lines, at, depth) {
   return paragraph(lines, at);
 }
 
-// The level of the previous heading; the headings of the page are above them.
+// The level of the previous heading; the page itself uses the levels 1 and 2.
 let lastLevel = 2;
 
 function headingOf(level, text) {
-  // For a screen reader, no level is skipped.
+  // No level is skipped, for the users of screen readers.
   lastLevel = Math.min(level + 2, lastLevel + 1, 6);
   return element(`h${lastLevel}`, ...inline(text));
 }
@@ -104,7 +104,7 @@ function endOf(lines, at, belongs) {
   return end;
 }
 
-// Lists in lists, by the indents of their items.
+// A list with nested lists, by the indents of the items.
 function list(lines, at) {
   const end = endOf(lines, at, (line) => ITEM.test(line) || /^\s+\S/.test(line));
   const open = [];
@@ -174,6 +174,6 @@ function styled([whole, code, bold, star, underscore, label, address]) {
   if (bold !== undefined) return element("strong", ...linked(bold));
   if (label === undefined) return element("em", ...linked(star ?? underscore));
   const anchor = link(address, element("span", ...linked(label).map((node) => node.textContent)));
-  // Anything except a link is shown unchanged.
+  // If the address is not a valid link, the text is shown unchanged.
   return anchor.localName === "a" ? anchor : element("span", ...linked(whole));
 }

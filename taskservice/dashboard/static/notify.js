@@ -1,5 +1,5 @@
-// A browser notification when the task of this page asks a question, and when it ends, for readers
-// who turned it on.
+// If the reader turned on notifications, shows one when the task of this page asks a question and
+// when it ends.
 
 const button = document.getElementById("watch");
 let shown = document.getElementById("icon").dataset.state;
@@ -36,7 +36,7 @@ function notify(state, page) {
   notification.addEventListener("click", () => window.focus());
 }
 
-// Without TLS, browsers have notifications only on localhost.
+// Browsers allow notifications only with TLS or on localhost.
 if (button && globalThis.Notification && isSecureContext) {
   button.hidden = false;
   button.addEventListener("click", toggle);

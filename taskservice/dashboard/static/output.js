@@ -1,18 +1,18 @@
-// The output of a task for people: text and Markdown, sortable tables, and folded parts. It is
-// built from text nodes only, from the JSON in the page.
+// Shows the output of a task to people: as text, Markdown, sortable tables and folded parts. Values
+// from the JSON in the page are only inserted as text nodes.
 
 import { linked, shown } from "./links.js";
 import { isMarkdown, markdown } from "./markdown.js";
 
-// The number of parts that are drawn first; a button draws the same number again.
+// How much of a text, list or table is drawn at first; a button draws as much again.
 const TEXT_PART = 20_000;
 const CELL_PART = 300;
 const ROWS = 50;
 const ITEMS = 50;
 const MAX_COLUMNS = 30;
-// Deeper values are folded.
+// Values at this depth and deeper are folded.
 const OPEN_DEPTH = 2;
-// The first characters of a text, which determine how it is shown.
+// The number of first characters by which the form of a text is chosen.
 const SAMPLE = 20_000;
 const SEARCH_MS = 250;
 // In a long text, a search shows AROUND characters on both sides of the first MAX_PASSAGES matches.
@@ -20,13 +20,13 @@ const AROUND = 200;
 const MAX_PASSAGES = 100;
 const MAX_HIGHLIGHTS = 1_000;
 
-// SVG is left out: it is a document with its own links and styles. No output is larger than 1 MiB.
+// Without SVG, which is a document with its own links and styles. An output has at most 1 MiB.
 const IMAGE = /^data:image\/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}$/;
 
 const numbers = new Intl.NumberFormat("en");
 const collator = new Intl.Collator(undefined, { numeric: true });
 
-// A number that JavaScript would round, as its text.
+// The text of a number that JavaScript would round.
 class Exact {
   constructor(text) {
     this.text = text;
@@ -110,7 +110,7 @@ function fold(text, make) {
   return made;
 }
 
-// Appends the first values, drawn by `render`, and a button for the next ones.
+// Appends the first values, drawn by `render`, and a button that draws the next values.
 function growing(box, count, size, noun, render) {
   const more = button("", () => next());
   const line = element("p", "more-line", more);
@@ -183,14 +183,14 @@ function isPreformatted(text) {
   return /\n/.test(text) && /^\t|^ {4}|\S {3,}\S/m.test(text);
 }
 
-// Where a part ends: between paragraphs, lines or words if there are any.
+// The end of a part: if possible, between paragraphs, lines or words.
 function endOfPart(text, start, size) {
   if (text.length - start <= size * 1.2) return text.length;
   for (const gap of ["\n\n", "\n", " "]) {
     const at = text.lastIndexOf(gap, start + size);
     if (at > start + size / 2) return at + gap.length;
   }
-  // Never between the two halves of one character.
+  // A surrogate pair is never split.
   return start + size + (/[\ud800-\udbff]/.test(text[start + size - 1]) ? 1 : 0);
 }
 
@@ -226,7 +226,7 @@ function table(rows, depth) {
   return outer;
 }
 
-// Whether a column of the first rows contains only numbers.
+// Whether a column contains only numbers in the first rows.
 function isNumeric(rows, column) {
   const values = rows
     .slice(0, 1_000)
@@ -241,7 +241,7 @@ function head(column, numeric) {
   return cell;
 }
 
-// The rows in the order of a column, which is reversed at the second click.
+// The rows sorted by a column; the second click reverses the order.
 function sortBy(rows, column, heads, cell) {
   const isDescending = cell.getAttribute("aria-sort") === "ascending";
   for (const other of heads) other.removeAttribute("aria-sort");
@@ -293,7 +293,7 @@ function countIn(text) {
   return count;
 }
 
-// The parts of a value that contain the text, and how often; undefined if no part does.
+// The parts of a value that contain the text, and the number of matches; undefined without a match.
 function matching(value) {
   if (typeof value === "string") return matchingText(value);
   if (isArray(value)) return matchingItems(value);
@@ -332,7 +332,7 @@ function matchingItems(value) {
   };
 }
 
-// A row of a table is shown with its other fields.
+// The fields that match. If one field of a row of a table matches, all fields of the row are shown.
 function matchingFields(value, isRow) {
   const part = {};
   let count = 0;
@@ -348,7 +348,7 @@ function matchingFields(value, isRow) {
   return count ? { part, count } : undefined;
 }
 
-// The matches that are drawn, and the current one.
+// The drawn matches, and the index of the current match.
 let ranges = [];
 let current = -1;
 
@@ -380,7 +380,7 @@ function highlight() {
   CSS.highlights.set("current-in-output", marked);
 }
 
-// Goes to the next or previous match; the first one follows the last.
+// Goes to the next or previous match; after the last match comes the first.
 function step(direction) {
   if (!ranges.length) return;
   const from = current < 0 && direction < 0 ? 0 : current;
@@ -388,7 +388,7 @@ function step(direction) {
   highlight();
   const range = ranges[current];
   range.startContainer.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
-  // A long text is one element.
+  // A long text is one element that scrolls: scroll to the match in it.
   const box = range.startContainer.parentElement.closest("pre");
   box?.scrollBy(
     0,
@@ -461,5 +461,5 @@ function show() {
 }
 
 show();
-// The page has a new output.
+// The output may be new after a refresh.
 document.addEventListener("refreshed", show);

@@ -1,23 +1,24 @@
-// Shared by all pages: local times, copying, and refreshing.
+// The script of all pages: local times, copying, menus, forms and refreshing.
 
 const DAY = 86_400_000;
 const REFRESH_MS = 1_000;
-// The interval of a page in the background, whose title still shows the state.
+// The interval for a page in the background, whose title still shows the state of the task.
 const HIDDEN_MS = 10_000;
-// How long the next page may take to arrive.
+// The longest time that a browser needs to load the next page after a click.
 const LEAVING_MS = 10_000;
-// The longest press, and the longest time from its end to its click.
+// The longest press of a button, and the longest time from its end to the click event.
 const PRESS_MS = 10_000;
 const CLICK_MS = 400;
 
-// The only way from text to HTML: for our own pages, which the server has escaped.
+// The only policy that turns text into HTML. It is used for pages of this service, in which the
+// server has escaped all values.
 const htmlPolicy = globalThis.trustedTypes
   ? trustedTypes.createPolicy("own-page", { createHTML: (text) => text })
   : { createHTML: (text) => text };
 
 // --- times -----------------------------------------------------------------------------
 
-// With 24 hours, like the times of log lines.
+// The 24-hour clock, as for the times of log lines.
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 const full = new Intl.DateTimeFormat(undefined, {
   dateStyle: "medium",
@@ -54,7 +55,8 @@ function durationText(seconds) {
     .join(" ");
 }
 
-// Tasks of one day would have the same age after a while, and a phone shows no titles.
+// After two days, shows the date: all tasks of a day would have the same age, and a phone does not
+// show the title with the exact time.
 function age(time) {
   return Date.now() - time > 2 * DAY ? date.format(time) : relative(time);
 }
@@ -67,13 +69,13 @@ function relative(time) {
 
 const largestUnit = (seconds) => durationText(seconds).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
 
-// To the nearest number of its largest unit: a key for 90 d expires in 90 d.
+// Rounds to the largest unit, so that a new key for 90 days expires in 90 d, not in 89 d.
 function nearest(seconds) {
   const unit = [86_400, 3_600, 60].find((each) => each <= seconds) ?? 1;
   return Math.round(seconds / unit) * unit;
 }
 
-// How many days ago: 0 is today, 1 yesterday, -1 tomorrow.
+// The number of days since a time: 0 is today, 1 yesterday, -1 tomorrow.
 function daysAgo(time) {
   const [today, other] = [new Date(), new Date(time)].map((date) => date.setHours(0, 0, 0, 0));
   return Math.round((today - other) / DAY);
@@ -84,7 +86,7 @@ function both(time) {
   return `${whole.format(time)} (${relative(time)})`;
 }
 
-// A time on another day is shown with its date.
+// The time of day; on other days with the date.
 function at(time) {
   const days = daysAgo(time);
   const word = { 1: "yesterday ", 0: "", [-1]: "tomorrow " }[days];
@@ -125,7 +127,7 @@ function showTimes() {
     const time = new Date(element.dataset.time);
     set(element, `${full.format(time)}: ${element.dataset.count}`);
   }
-  // A page whose task is deleted no longer counts its duration.
+  // After the task is deleted, its duration no longer grows.
   for (const element of isGone ? [] : document.querySelectorAll("[data-since]")) {
     set(element, durationText(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
   }
@@ -137,7 +139,7 @@ export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS, browsers have no clipboard API, but can copy a selection.
+    // Without TLS, browsers have no clipboard API, but they can copy the selection.
     const before = document.activeElement;
     const field = document.createElement("textarea");
     field.className = "visually-hidden";
@@ -150,7 +152,7 @@ export async function copyText(text) {
   }
 }
 
-// Copies the text of an element, or the response of another address.
+// Copies the text of an element, or of the response from another address.
 async function copy(button) {
   const source = button.dataset.copy;
   await copyText(
@@ -192,7 +194,7 @@ addEventListener("keydown", (event) => {
 
 // --- forms -------------------------------------------------------------------------------
 
-// A double click sends a form only once.
+// Forms that were sent: a double click must send a form only once.
 const sentForms = new Set();
 
 addEventListener("submit", (event) => {
@@ -201,7 +203,7 @@ addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", () => sentForms.clear());
 
-// Times that a person enters are in the person's time zone.
+// The default of a field for a time zone is the browser's time zone.
 for (const field of document.querySelectorAll("[data-zone]")) {
   field.value ||= Intl.DateTimeFormat().resolvedOptions().timeZone;
 }
@@ -212,7 +214,7 @@ if (document.querySelector("[data-once]")) history.replaceState(null, "", locati
 // --- refresh --------------------------------------------------------------------------
 
 let isGone = false;
-// The ETag of the last response, and its address.
+// The ETag and the address of the last response.
 let etag = null;
 let shownAddress = location.href;
 // Part -> its HTML as the server sent it, before the page changed it.
@@ -224,7 +226,7 @@ function rememberOriginals() {
   }
 }
 
-// Whether the reader is filling in a form of this part, which must then not change.
+// Whether the reader is filling in a form in this part. The part must then not be replaced.
 const isInUse = (part) =>
   part.querySelector("form.answer:is([data-typed], :focus-within)") !== null;
 
@@ -243,7 +245,7 @@ function replace(part, fresh) {
   return node;
 }
 
-// The same link or button in the new HTML.
+// The link or button in the new HTML that corresponds to the one with the focus.
 function counterpart(node, focused) {
   const same = (other) => other.textContent === focused.textContent && other.href === focused.href;
   return focused.id
@@ -262,10 +264,10 @@ function replaceRows(part, fresh) {
       original.set(old, row.outerHTML);
     }
     let place = before ? before.nextElementSibling : part.firstElementChild;
-    // A row that is moved loses the focus: rows that already exist are not moved.
+    // Existing rows stay in their place, since an element that is moved loses the focus.
     while (place && !ids.has(place.id)) place = place.nextElementSibling;
     if (place !== old) {
-      // A question that leaves its fold is moved too.
+      // A question is moved, for example out of a fold: restore its focus.
       const focused = old.contains(document.activeElement) ? document.activeElement : null;
       part.insertBefore(old, place);
       focused?.focus({ preventScroll: true });
@@ -301,7 +303,7 @@ function endPage(text, path) {
   return "gone";
 }
 
-// After a click on a link, a reload would cancel the navigation.
+// While the browser loads the page of a link, the page must not reload: that would cancel the link.
 let leftAt = -Infinity;
 addEventListener("beforeunload", () => {
   leftAt = performance.now();
@@ -358,13 +360,13 @@ export async function refresh() {
     document.getElementById("search") &&
     new URLSearchParams(location.search).has("q")
   ) {
-    // The text is the ID of a task, or a label: it leads to another page.
+    // The text in the search box is the ID of a task, or a label, and leads to another page.
     location.reload();
     return "gone";
   }
   if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
   if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
-  // Without the header: the page of a link that is no longer valid.
+  // Only the page of a link has no header: the link is no longer valid.
   if (response.status === 404 && !document.querySelector("header")) location.reload();
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.message) showNotice("");
@@ -374,7 +376,7 @@ export async function refresh() {
     showNotice("The service is not available. Trying again…");
     return "unreachable";
   }
-  // The reader has changed the filters since.
+  // The reader has changed the filters during the request.
   if (address !== location.href) return "same";
   [etag, shownAddress] = [response.headers.get("ETag"), address];
   const fresh = new DOMParser().parseFromString(htmlPolicy.createHTML(body), "text/html");
@@ -393,7 +395,7 @@ export async function refresh() {
   return "changed";
 }
 
-// Loads the slow parts that a page leaves out: each contains a link to a page with the part.
+// Loads the slow parts of a page. Instead of such a part, the page contains a link to it.
 function loadParts() {
   for (const part of document.querySelectorAll("[data-load]")) {
     part.removeAttribute("data-load");
@@ -406,7 +408,7 @@ async function load(part, address) {
   const text = htmlPolicy.createHTML(await answer.catch(() => ""));
   const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
   await released;
-  // Without such a part, the link remains.
+  // If the response does not contain the part, the link remains.
   if (!fresh) return;
   for (const link of fresh.querySelectorAll("a[href*='#']")) link.setAttribute("href", link.hash);
   part.replaceChildren(...fresh.childNodes);
@@ -419,7 +421,7 @@ addEventListener("click", (event) => {
   load(document.getElementById(link.dataset.again), link.href);
 });
 
-// The title and the icon of the tab.
+// Updates the title and the icon of the tab.
 function showState(fresh) {
   if (document.title !== fresh.title) document.title = fresh.title;
   const [icon, other] = [document, fresh].map((page) => page.getElementById("icon"));
@@ -431,8 +433,7 @@ function showState(fresh) {
 let nextRefresh = null;
 
 async function keepFresh() {
-  // Each page shows the number of items that need attention; that alone is not requested each
-  // second.
+  // A page whose only live part is the number of items that need attention is not requested.
   const state = document.querySelector("main [data-live]") ? await refresh() : "same";
   const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
   clearTimeout(nextRefresh);

@@ -1,5 +1,5 @@
-// Answer forms: typed text remains, and a question that is no longer open shows a message in its
-// form.
+// Forms with answers: typed text is preserved, and the form shows a message when its question is no
+// longer open.
 
 addEventListener("input", ({ target }) => {
   const form = target.closest?.("form.answer");
@@ -13,14 +13,14 @@ document.addEventListener("refreshed", ({ detail: page }) => {
       ? ""
       : endText(page.getElementById(question.id.replace("question", "ended")));
     const status = question.querySelector(".ended");
-    // An agent key has no form.
+    // There is no form with an agent key.
     if (!status) continue;
     if (status.textContent !== text) status.textContent = text;
     for (const button of question.querySelectorAll("button")) button.disabled = !isOpen;
   }
 });
 
-// How the question ended, from the task page; the list of tasks does not contain it.
+// The text on how a question ended, from the task page; other pages do not contain the outcome.
 function endText(ended) {
   if (!ended) return "This question is no longer open.";
   const answers = [...ended.querySelectorAll("dd")].map(({ textContent }) => textContent);
