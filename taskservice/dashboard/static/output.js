@@ -12,7 +12,7 @@ const ITEMS = 50;
 const MAX_COLUMNS = 30;
 // Values at this depth and deeper are folded.
 const OPEN_DEPTH = 2;
-// The number of first characters by which the form of a text is chosen.
+// The number of first characters that determine how a text is shown.
 const SAMPLE = 20_000;
 const SEARCH_MS = 250;
 // In a long text, a search shows AROUND characters on both sides of the first MAX_PASSAGES matches.
