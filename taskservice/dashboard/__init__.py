@@ -1,6 +1,4 @@
-"""The dashboard: pages for people who sign in with an API key. It calls the same services as the
-API.
-"""
+"""The dashboard: pages for people who sign in with an API key; it uses the services of the API."""
 
 import hmac
 from inspect import getmembers, isfunction
