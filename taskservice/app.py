@@ -20,7 +20,7 @@ from taskservice.web.responses import FastResponse, LongListSlots
 class LazyRule(Rule):
     """A rule that compiles its URL builder when its first URL is built."""
 
-    # Compiling the builders of all routes takes a twentieth of the start.
+    # Compiling the builders of all routes would take a twentieth of the time of a start.
     def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
         compiled = cache(partial(super()._compile_builder, append_unknown))
         return lambda rule, **values: compiled()(rule, **values)
@@ -32,24 +32,24 @@ class Service(Flask):
     url_rule_class = LazyRule
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        # Flask asks seven times per request whether a function is asynchronous.
+        # Flask would check seven times per request whether a function is asynchronous.
         return func
 
 
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     """Create the service, by default with the environment's settings, and upgrade the database.
 
-    Raises `config.ConfigError` when a setting of the environment is invalid, and
-    `migrations.DatabaseError` when the database cannot be used, or does not exist and `may_create`
-    is false.
+    Raises `config.ConfigError` if a setting in the environment is invalid, and
+    `migrations.DatabaseError` if the database cannot be used, or if it does not exist and
+    `may_create` is false.
     """
     config = config or Config.from_environment(may_create=may_create)
-    # Flask's default instance directory can lie inside the virtual environment.
+    # Flask's default instance directory can be inside the virtual environment.
     app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
     app.request_class = Request
     app.response_class = FastResponse
     app.config.from_object(config)
-    # Otherwise Flask answers `//` in a path with a redirect in HTML.
+    # Otherwise, Flask would respond to `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = min(MAX_SMALL_BODY, config.MAX_BODY)
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)

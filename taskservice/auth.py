@@ -1,4 +1,4 @@
-"""Turns the API key of a request's headers, or of a session, into the caller."""
+"""Determines the caller from the API key in a request's headers or in a session."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ from taskservice.terms import AGENT_PREFIX, FULL, LINK, READ
 
 
 class Caller(NamedTuple):
-    """The user whom an API key or a link belongs to; an agent key narrows it to one agent."""
+    """The user to whom an API key or a link belongs, limited to an agent if it is an agent key."""
 
     user_id: str
     agent_id: str | None
@@ -35,11 +35,11 @@ class Caller(NamedTuple):
     key_name: str
     user_name: str
     access: str = FULL
-    task_id: str = ""  # the one task that a link shows; empty for a key
+    task_id: str = ""  # the task that a link shows; empty for a key
 
     @property
     def can_manage(self) -> bool:
-        """Whether this is a user key that may change things."""
+        """Whether this is a user key with full access."""
         return self.agent_id is None and self.access == FULL
 
     @property
@@ -66,41 +66,44 @@ _agent_id = bindparam("caller_agent_id", type_=Text())
 visible_tasks = (Task.user_id == _user_id) & (_agent_id.is_(None) | (Task.agent_id == _agent_id))
 visible_agents = (Agent.user_id == _user_id) & (_agent_id.is_(None) | (Agent.id == _agent_id))
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
-# For lists, together with a filter by agent: the `OR` above would prevent SQLite from using an
-# index.
+# For lists, which filter by agent separately, since the `OR` above would prevent SQLite from using
+# an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
-# For joins: an agent's ID is unique for its user only.
+# For joins, since an agent's ID is unique only for its user.
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
-# The text of an API key: how it is created, and checked without a look-up.
+# Creates the text of an API key, and checks its form without reading the database.
 
 USER_PREFIX = "tsk_user_"
 READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
-_RANDOM_LENGTH = 40  # of 62 letters each: 238 bits
-# A checksum of 6 letters is made of three pairs, which is faster than letter by letter.
+_RANDOM_LENGTH = 40  # characters out of 62, which have 238 random bits
+# The 6 characters of the checksum are computed as three pairs, which is faster.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _CHECKSUM_LENGTH = 6
 _SHAPE = re.compile(rf"tsk_(?:user|agent|read)_[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}")
 
 
 def new(*, for_agent: bool, access: str = FULL) -> str:
-    """A fresh key: a prefix, 238 random bits, and a checksum over both."""
+    """The text of a new key: a prefix, 238 random bits, and a checksum of both."""
     prefix = READ_PREFIX if access == READ else AGENT_PREFIX if for_agent else USER_PREFIX
     unchecked = prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
     return unchecked + _checksum(unchecked)
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether `text` has the form and the checksum of a key; a mistyped key does not."""
+    """Whether `text` has the form and the checksum of a key; a mistyped key fails this check."""
     body, checksum = text[:-_CHECKSUM_LENGTH], text[-_CHECKSUM_LENGTH:]
     return bool(_SHAPE.fullmatch(text)) and _checksum(body) == checksum
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hexadecimal; only this is stored. 238 random bits need no slow hash."""
+    """The SHA-256 of a key or a token, in hexadecimal; only this digest is stored.
+
+    Their random bits are too many to guess, so a slow hash is not necessary.
+    """
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -116,7 +119,7 @@ KEY_IS_VALID = (
 )
 _user_name = User.name.label("user_name")
 _KEYS = select(*KEY_COLUMNS, _user_name).join(User, User.id == ApiKey.user_id).where(*KEY_IS_VALID)
-# Runs for each request, so it reads only what the caller needs.
+# This statement runs for each request, so it reads only the columns that a `Caller` needs.
 _KEY = Statement[KeyRow](
     select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, ApiKey.access, _user_name)
     .join(User, User.id == ApiKey.user_id)
@@ -135,32 +138,32 @@ _LINK_BY_ID = Statement[KeyRow](_LINKS.where(Link.id == bindparam("value")))
 
 
 def find(statement: Statement[KeyRow], value: str, now: str) -> KeyRow | None:
-    """The valid key or link, with its `user_name`; None without one."""
+    """The valid key or link with its `user_name`, or None."""
     return read_one(statement, value=value, now=now)
 
 
-# The headers that carry a key; the value of `Vary`.
+# The headers that can contain a key; this is also the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
-# The errors of a read or a write if the user of the request was deleted in between.
+# The errors that a read or a write raises if the user of the request was deleted in between.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 MINUTE = len("2026-11-24T13:36")  # the length of a time as text, up to the minute
 T = TypeVar("T")
 
 
-# The ID of a key -> the time of its last use. Maintenance stores it, so that no GET writes.
+# The time of the last use of each key, by ID. Maintenance stores these times, so no GET writes.
 key_uses: dict[str, str] = {}
-# User and agent -> the time of the last claim of a worker.
+# The time of the last claim of a worker, by user and agent.
 worker_claims: dict[tuple[str, str], str] = {}
 
 
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:
-    """Empty `uses`, to which other threads can add; return the times without their seconds."""
+    """Empty `uses`, to which other threads can add; returns its times without their seconds."""
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 
 def authenticate(environ: Mapping[str, Any]) -> Caller:
-    """Set the `caller` from the key in a request's headers; raises 401 unless it is valid."""
+    """Set `caller` from the key in a request's headers; raises 401 unless the key is valid."""
     share_reading()
     text = key_in_headers(environ.get("HTTP_APIKEY"), environ.get("HTTP_AUTHORIZATION"))
     now = clock.now()
@@ -168,15 +171,16 @@ def authenticate(environ: Mapping[str, Any]) -> Caller:
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
-    """The key in these two headers; empty unless there is exactly one, or the same in both.
+    """The key in these two headers; empty if they contain no key or different keys.
 
-    A header without a key counts as none: some generated clients send both, one of them empty.
+    A header without a key is ignored, since some generated clients send both headers, one of them
+    empty.
     """
     credentials = authorization.split(",") if authorization else []
     if not any(text.lower().split()[:1] == [BEARER] for text in credentials):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
-    # gunicorn joins a header that was sent twice with a comma, which no key contains.
+    # If a header was sent twice, gunicorn joins the values with a comma, which no key contains.
     if len(credentials) > 1:
         return ""
     key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")
@@ -186,7 +190,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
 
 def valid_key(text: str, now: str) -> KeyRow:
-    """The key with this text; raises 401, always the same, unless it is valid now."""
+    """The key with this text; unless it is valid, raises a 401, which is always the same."""
     key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
         raise invalid_key()
@@ -202,14 +206,14 @@ def set_caller(key: KeyRow, now: str) -> Caller:
 
 
 def authenticate_link(token: str) -> None:
-    """Set `caller` from the token of a link; raises 404, always the same, unless it is valid."""
+    """Set `caller` from the token of a link; unless it is valid, raises always the same 404."""
     share_reading()
     link = require(find(_LINK, digest(token), clock.now()), "link")
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)
 
 
 def still_valid() -> KeyRow | None:
-    """The key or link of this request; None if it was revoked or has expired."""
+    """The key or link of this request, or None if it was revoked or has expired in between."""
     return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, clock.now())
 
 

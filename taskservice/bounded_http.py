@@ -1,4 +1,4 @@
-"""Limits the time and the size of a whole response of `requests`, and follows no redirects."""
+"""A session of `requests` that limits the time and size of responses and follows no redirects."""
 
 import functools
 import http.client
@@ -19,7 +19,10 @@ from urllib3.connection import HTTPConnection
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Trusts the CAs of the system or of SSL_CERT_FILE, and of requests; read in 10 ms."""
+    """A context that trusts the CAs of requests, and of the system or SSL_CERT_FILE.
+
+    It is cached, since reading the certificates takes 10 ms.
+    """
     context = ssl.create_default_context()
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     return context
@@ -30,7 +33,7 @@ class TooLargeError(Exception):
 
 
 class Deadline:
-    """The time at which something ends, `seconds` after this object is created."""
+    """The time limit of an operation, which begins when this object is created."""
 
     def __init__(self, seconds: float, min_rate: float = math.inf) -> None:
         """Data that arrives faster than `min_rate` bytes a second extends the deadline."""
@@ -44,7 +47,7 @@ class Deadline:
         return time.monotonic() - self._started
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; raises TimeoutError if there are none."""
+        """The remaining seconds, more than 0; raises TimeoutError if no time remains."""
         seconds = self._until - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
@@ -59,7 +62,7 @@ class Deadline:
 class Limits:
     """The maximum size and time of each response of a connection, with its headers and framing.
 
-    A change applies from the next response on.
+    A change applies to the next response and all later responses.
     """
 
     max_bytes: int
@@ -86,7 +89,7 @@ class _Response(HTTPResponse):
 
 
 class LimitedStream(io.RawIOBase):
-    """Reads what arrives at a socket, within these limits."""
+    """Reads a response from a socket, within these limits."""
 
     def __init__(self, stream: io.RawIOBase, sock: socket.socket, limits: Limits) -> None:
         self._stream, self._sock = stream, sock
@@ -103,7 +106,7 @@ class LimitedStream(io.RawIOBase):
             raise TooLargeError("the response is too large")
         self._sock.settimeout(self._deadline.remaining())
         count = self._stream.readinto(memoryview(buffer)[: self._bytes_left]) or 0
-        if not count and self.in_headers:  # the base class would accept half of the headers
+        if not count and self.in_headers:  # the base class would accept incomplete headers
             raise RemoteDisconnected("Remote end closed connection without response")
         self._bytes_left -= count
         self._deadline.extend(count)
@@ -115,7 +118,7 @@ class LimitedStream(io.RawIOBase):
 
 
 class Session(requests.Session):
-    """Applies limits to each response, and follows no redirect, which would send the headers on."""
+    """Limits each response, and follows no redirect, which would forward the headers."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
@@ -125,12 +128,12 @@ class Session(requests.Session):
             self.mount(scheme, _Adapter(limits))
 
     def get_redirect_target(self, response: requests.Response) -> None:
-        # Otherwise the body of a redirect would be read, although it is not followed.
+        # Otherwise, the body of a redirect would be read, although the redirect is not followed.
         return None
 
 
 class _Adapter(HTTPAdapter):
-    """Create every connection, including those through a proxy of the environment."""
+    """Applies the limits to every connection, even through a proxy from the environment."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
@@ -148,7 +151,8 @@ class _Adapter(HTTPAdapter):
         return host, pool
 
     def build_response(self, request: Any, response: Any) -> requests.Response:
-        # The limit is for the bytes that arrive; decompressed, each could become a thousand.
+        # The limit applies to the bytes that arrive; decompressed, they could be a thousand times
+        # as many.
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
             raise requests.RequestException("the response is compressed")

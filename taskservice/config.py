@@ -20,7 +20,8 @@ from taskservice.webhooks import destinations
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The key signs sessions: with a guessed key, sessions can be forged.
+# The minimum length of the key, which signs sessions. With a key that can be guessed, sessions
+# could be forged.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
 # Variables of the client, which the service ignores without a warning.
@@ -32,7 +33,7 @@ class ConfigError(Exception):
 
 
 def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    """A number of a unit, or a whole number without one."""
+    """A parser of numbers of a unit, or of whole numbers if there is no unit."""
     name, kind = (f"number of {unit}", float) if unit else ("whole number", int)
     # Python would also read 1e9, 1_000, spaces, and the digits of other scripts.
     shape = re.compile(r"[0-9]{1,15}" + (r"(\.[0-9]{1,15})?" if unit else ""))
@@ -85,7 +86,7 @@ def _public_url(text: str) -> str:
 
 
 def _header(text: str) -> str:
-    # gunicorn drops headers with an underscore, which could pass for others.
+    # gunicorn drops headers with an underscore, which could be mistaken for other headers.
     if not re.fullmatch("[A-Za-z0-9-]+", text):
         raise ValueError("must be the name of a header, such as X-Remote-User")
     return text
@@ -110,7 +111,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings, under their names in the environment without the prefix."""
+    """The settings; each has the name of its environment variable, without the prefix."""
 
     DATA: Path = _setting(Path("instance"), Path, "Directory for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
@@ -127,7 +128,7 @@ class Config:
     WAITS: int = _setting(
         200,
         _number(1, 1000),
-        "Slots for streams and waits of each server process, besides `THREADS`.",
+        "Slots for streams and waits of each server process, in addition to `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
         0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
@@ -162,7 +163,7 @@ class Config:
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _number(1024, 1024 * 1024 * 1024),
-        "Maximum size in bytes of an append to a log; of other requests, at most 2 MiB.",
+        "Maximum size in bytes of an append to a log; of any other request, at most 2 MiB.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
         (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
@@ -210,7 +211,7 @@ class Config:
 
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the URLs and the secret key, which is created if `may_create`."""
-        # Built from parts: in the text of a URL, ? and % in the path would need escapes.
+        # Built from parts, since a ? or % in the path would need an escape in the text of a URL.
         url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
@@ -242,14 +243,14 @@ def is_loopback(host: str) -> bool:
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment with our prefix that are not settings, probably misspelt."""
+    """Names in the environment that have the prefix, but are not settings; probably misspelt."""
     known = {PREFIX + setting.name for setting in fields(Config)}
     known |= {PREFIX + name for name in CLIENT_NAMES}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """(name, default, help) of each setting, for its page of the documents and `serve --help`."""
+    """The name, default and help text of each setting, for the documentation and `serve --help`."""
     rows = []
     for setting in fields(Config):
         default = "" if setting.default in ((), None) else setting.default
@@ -276,13 +277,13 @@ def _stored_secret_key(path: Path, may_create: bool) -> str:
 
 
 def _create_secret_key(path: Path) -> None:
-    """Create the key, unless another process does so at the same time."""
+    """Create the key, unless another process has just created it."""
     make_folder(path.parent)
     with locked(path.parent):
         if path.exists():
             return
-        # The file gets its name when it is on the disk; a killed process may have left a temporary
-        # one.
+        # The file gets its final name when its content is on the disk. A process that was killed
+        # may have left a temporary file.
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:

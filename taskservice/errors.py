@@ -1,4 +1,4 @@
-"""Turns every error into an `application/problem+json` (RFC 9457), in one place."""
+"""Converts every error to a response of type `application/problem+json` (RFC 9457)."""
 
 import errno
 import logging
@@ -24,19 +24,20 @@ R = TypeVar("R")
 RETRY_SECONDS = 2
 # No file can be opened: this process or the machine has too many open files, or a disk is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
-# PostgreSQL error codes for problems that the operator can fix: no connection, read-only, no disk
-# or memory, a lock timeout, an intervention; a missing right, column or table.
+# PostgreSQL error codes of problems that the operator can fix: no connection, a read-only server,
+# no disk space or memory, a lock timeout, an operator's intervention, and a missing privilege,
+# column or table.
 UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01")
 
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An error of a request: its status, and a reason that the caller can act on."""
+    """An error of a request, with its status and a message for the caller."""
 
     status: int
     detail: str
     _: KW_ONLY
-    code: str = ""  # one of `error_codes.CODES`, by default the first with the status
+    code: str = ""  # one of `error_codes.CODES`, by default the first code with this status
     # Additional members of the JSON.
     members: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -47,49 +48,49 @@ class Problem(Exception):
 
 
 def not_found(thing: str) -> Problem:
-    """404: no such task, agent or key, or the key has no access to it."""
+    """A 404: there is no such task, agent or key, or the caller has no access to it."""
     # The API's specification fixes the text for a task.
     return Problem(404, "Task's ID is not found" if thing == "task" else f"No such {thing}")
 
 
 def require(row: R | None, thing: str) -> R:
-    """The row of a task, agent or key; raises 404 without one."""
+    """The row of a task, agent or key; raises 404 if it is None."""
     if row is None:
         raise not_found(thing)
     return row
 
 
 def invalid_key() -> Problem:
-    """401, with the same text whatever is wrong with the key."""
-    # No `resource_metadata`: with it, MCP clients ignore the header that they are configured with.
+    """A 401, which has the same text whatever is wrong with the key."""
+    # The header has no `resource_metadata`, with which MCP clients would ignore their own header.
     headers = {"WWW-Authenticate": 'Bearer realm="taskservice"'}
     return Problem(401, "API key is invalid", headers=headers)
 
 
 def invalid(errors: Mapping[str, Any], code: str = "") -> Problem:
-    """422 for an invalid request; `errors` maps fields, parameters and headers to messages."""
+    """A 422 for an invalid request; `errors` maps fields, parameters and headers to messages."""
     members = {"errors": dict(errors)}
     return Problem(422, "The request is invalid: see `errors`", code=code, members=members)
 
 
 def database_unavailable(detail: str = "The database is busy, full or unavailable") -> Problem:
-    """503: the database is unavailable now; the caller should try again."""
+    """A 503: the database is unavailable; the caller should retry the request."""
     return Problem(503, detail, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
-    """503: the request can succeed when others have ended."""
+    """A 503: the request can succeed when other requests have ended."""
     return Problem(503, detail, code=error_codes.OVERLOADED, headers={"Retry-After": str(seconds)})
 
 
 def stopping() -> Problem:
-    """503: this process is ending; another one can handle the request."""
+    """A 503: this process is stopping; another process can handle the request."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     return Problem(503, "The service is stopping", code=error_codes.STOPPING, headers=headers)
 
 
 def sentences(errors: Mapping[str, Any]) -> Iterator[str]:
-    """The `errors` of a 422 for a person, as `labels: env: Must be a string.`."""
+    """The `errors` of a 422 as text for people, such as `labels: env: Must be a string.`."""
     for name, inner in errors.items():
         yield f"{name}: {' '.join(sentences(inner) if isinstance(inner, dict) else inner)}"
 
@@ -111,9 +112,9 @@ def body(problem: Problem, request_id: str) -> bytes:
         **problem.members,
     }
     if problem.status != 401:
-        # All 401s have the same bytes.
+        # The body of every 401 is the same.
         members["requestId"] = request_id
-    # The errors of an array have numbers as keys.
+    # The keys of an array's errors are the indexes of its items, which are numbers.
     return orjson.dumps(members, option=orjson.OPT_NON_STR_KEYS)
 
 
@@ -122,11 +123,11 @@ def init_app(app: Flask) -> None:
 
 
 def from_exception(error: Exception) -> Problem:
-    """The problem for an exception; unexpected ones are logged."""
+    """The problem for an exception; an unexpected exception is logged."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
-        # A frame of marshmallow refers to its error, and so would hold the body in memory.
+        # The traceback refers to a frame of marshmallow, which would keep the body in memory.
         error.__traceback__ = None
         messages = error.messages
         return invalid(messages if isinstance(messages, dict) else {"_schema": messages})
@@ -135,7 +136,7 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, DBAPIError):
         logger.error("The database rejected a statement: %s", error.orig)
         state = str(getattr(error.orig, "sqlstate", None) or "")
-        # SQLite raises OperationalError for all of these.
+        # For SQLite, all of these problems raise OperationalError.
         if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
             return database_unavailable()
         return _failure(error)
@@ -163,7 +164,7 @@ def _from_http_exception(error: HTTPException) -> Problem:
 
 
 def _failure(bug: Exception) -> Problem:
-    """500; raises `bug` instead if Flask shows it to a debugger or a test."""
+    """A 500; raises `bug` instead if Flask is configured to show it to a debugger or a test."""
     chosen = current_app.config["PROPAGATE_EXCEPTIONS"]
     if chosen or (chosen is None and (current_app.testing or current_app.debug)):
         raise bug

@@ -1,16 +1,16 @@
-"""The kinds of events that hooks are notified of, with all properties of each."""
+"""The kinds of events of which hooks are notified, with their texts and properties."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from taskservice.terms import COMPLETE, ERROR, RUNNING, Status
 
-# In the test of a hook: the reason for the event.
+# The reason in the event with which a hook is tested.
 SAMPLE_TEXT = "This is a test: nothing happened."
 
 
 class EventKind(NamedTuple):
-    """The texts and properties of an event; `services/events.py` records events."""
+    """The texts and properties of a kind of event; `services/events.py` records events."""
 
     name: str
     # The titles of messages for people about one event, with the agent's name, and about several
@@ -18,20 +18,21 @@ class EventKind(NamedTuple):
     title: str
     several: str
     tag: str  # for ntfy, which shows it as an emoji
-    # In the form of a new hook: the name of the event, and when it happens.
+    # In the form for a new hook: the name of the event, and when it happens.
     label: str
     when: str
-    is_default: bool = True  # whether a hook is notified of it by default
+    is_default: bool = True  # whether a hook is notified of this event by default
     is_urgent: bool = False  # for ntfy
-    # Whether the event is a new state of an agent, or of a task: its data contains the agent, and a
-    # message for people contains only the last state.
+    # Whether the event is a new state of an agent, or of a task. The data of such an event contains
+    # the agent, and a message for people contains only the last state.
     is_of_agent: bool = False
     is_of_task: bool = False
-    # The field of its data with the start of this state, and the line that shows this time and the
-    # time since then.
+    # The field of the event's data that contains the start of the state, and the line of a message
+    # that shows this time and the length of the state.
     since: str | None = None
     since_line: str = ""
-    # In the test of a hook: the status of the task, if the event has a task, and more data.
+    # In the test of a hook: the status of the task, or None if the event has no task, and
+    # additional data of the event.
     sample_status: Status | None = COMPLETE
     sample_data: Mapping[str, Any] = {}
 
@@ -48,7 +49,7 @@ def _add(kind: EventKind) -> EventKind:
     return kind
 
 
-# The most important first, which is their order in messages for people.
+# The most important kinds are first; messages for people use the same order.
 
 TASK_ASKS = _add(
     EventKind(
@@ -69,7 +70,7 @@ AGENT_BROKEN = _add(
         several="{} agents broke",
         tag="warning",
         label="agent breaks",
-        when="its task fails, and the previous one did not",
+        when="its task fails, and its previous task did not",
         is_urgent=True,
         is_of_agent=True,
         sample_status=ERROR,
@@ -82,7 +83,7 @@ TASK_FAILED = _add(
         several="{} tasks failed",
         tag="warning",
         label="task fails",
-        when="each of them",
+        when="every time",
         is_default=False,
         is_urgent=True,
         sample_status=ERROR,
@@ -125,7 +126,7 @@ AGENT_FIXED = _add(
         several="{} agents work again",
         tag="white_check_mark",
         label="agent works again",
-        when="it was broken",
+        when="after it was broken",
         is_of_agent=True,
         since="brokenSince",
         since_line="Broken since {since}, for {length}",
@@ -138,7 +139,7 @@ AGENT_BACK = _add(
         several="{} agents ran again",
         tag="white_check_mark",
         label="late agent runs",
-        when="its run started after all",
+        when="the expected run has started",
         is_of_agent=True,
         since="dueAt",
         since_line="Due {since}, {length} late",
@@ -153,7 +154,7 @@ TASK_RECOVERED = _add(
         several="{} tasks no longer hang",
         tag="white_check_mark",
         label="hanging task recovers",
-        when="it printed a line, asked or ended",
+        when="it printed a line, asked a question or ended",
         is_of_task=True,
         since="hangingSince",
         since_line="Hung since {since}, for {length}",
@@ -167,7 +168,7 @@ TASK_ENDED = _add(
         several="{} tasks ended",
         tag="checkered_flag",
         label="task ends",
-        when="each of them",
+        when="with any outcome",
         is_default=False,
     )
 )

@@ -1,4 +1,4 @@
-"""The checks of strict JSON that the service and `taskservice run` share."""
+"""Checks of strict JSON that the service and `taskservice run` share."""
 
 import math
 from decimal import Decimal, InvalidOperation
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of these members. Raises ValueError if two have the same key."""
+    """An object with these members; raises ValueError if two of them have the same key."""
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("the same key twice in one object")
@@ -14,11 +14,14 @@ def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def exact_double(text: str) -> float | None:
-    """The double of a number; None if it would change. Raises ValueError if there is none."""
+    """The double that equals a number, or None if there is no such double.
+
+    Raises ValueError if the number is too large for a double, or its exponent is out of range.
+    """
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large for a double")
-    # A double preserves 15 significant digits; with more, the number can change.
+    # A double preserves 15 significant digits; a number with more digits can change.
     if len(text) <= 16 and "e" not in text.lower():
         return value
     try:
@@ -28,7 +31,7 @@ def exact_double(text: str) -> float | None:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether objects and arrays are nested deeper than this."""
+    """Whether the objects and arrays in a value are nested more than `levels` deep."""
     level = _containers([value])
     for _ in range(levels):
         level = [child for parent in level for child in _containers(parent)]
@@ -36,6 +39,6 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def _containers(parent: Any) -> list[Any]:
-    """The objects and arrays directly inside one."""
+    """The objects and arrays directly inside an object or array."""
     inside = parent.values() if isinstance(parent, dict) else parent
     return [child for child in inside if isinstance(child, dict | list)]

@@ -1,4 +1,4 @@
-"""The class of all requests, and how their headers and forms are parsed."""
+"""The class of all requests, which parses their headers and forms."""
 
 import io
 import random
@@ -17,24 +17,24 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def request_id(requested: str) -> str:
-    """The ID of a request: its `X-Request-Id` if that is valid, else a random one."""
-    # It is not secret, so it needs no secure random bits, which take 5 µs to read.
+    """The ID of a request: its `X-Request-Id` if this is valid, otherwise a random ID."""
+    # The ID is not secret, so it needs no secure random bits, which take 5 µs to read.
     is_valid = requested and _REQUEST_ID.fullmatch(requested)
     return requested if is_valid else f"{random.getrandbits(128):032x}"
 
 
-# All forms of our pages are URL-encoded.
+# The encoding of all forms of the dashboard.
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_FIELDS = 10_000
 
 
 class FormParser(FormDataParser):
-    """Parses the forms of our pages; very many fields would take 100 times their size in memory."""
+    """Parses forms; rejects very many fields, which would take 100 times their size in memory."""
 
     def parse(
         self, stream: IO[bytes], mimetype: str, content_length: int | None, *arguments: Any
     ) -> Any:
-        """Returns empty forms for other types of content. Raises 413."""
+        """Return an empty form for any other type of content. Raises 413."""
         if mimetype != FORM:
             return stream, self.cls(), self.cls()
         data = stream.read()
@@ -46,12 +46,12 @@ class FormParser(FormDataParser):
         return super().parse(io.BytesIO(data), mimetype, content_length, *arguments)
 
 
-# A longer `Accept` is ignored, as RFC 9110 allows; a browser's has about 140 characters.
+# A longer `Accept` is ignored, as RFC 9110 allows; browsers send about 140 characters.
 MAX_ACCEPT = 1_000
 
 
 class Request(flask.Request):
-    """A request with an ID, whose headers take linear time to parse; Werkzeug's quadratic time."""
+    """A request with an ID; parses headers in linear time, while Werkzeug needs quadratic time."""
 
     form_data_parser_class = FormParser
 
@@ -62,12 +62,12 @@ class Request(flask.Request):
 
     @property
     def itself(self) -> "Request":
-        """This object itself: each look-up in Flask's `request` takes half a microsecond."""
+        """This object itself, since each access to Flask's `request` takes half a microsecond."""
         return self
 
     @cached_property
     def cookies(self) -> ImmutableMultiDict[str, str]:
-        """The cookies, without the decoding of quoted values: ours have no quotes."""
+        """The cookies; quoted values are not decoded, since the service sets no such cookies."""
         pairs = (pair.partition("=") for pair in self.environ.get("HTTP_COOKIE", "").split(";"))
         return ImmutableMultiDict((name.strip(), value.strip()) for name, _, value in pairs)
 

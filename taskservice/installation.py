@@ -1,4 +1,4 @@
-"""Names the command that adds an extra to this installation of the package."""
+"""The command that adds an extra to this installation of the package."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from urllib.request import url2pathname
 
 
 def install_command(extra: str) -> str:
-    """The pip command for the source of this installation: a clone, a wheel or an index."""
+    """The pip command that installs an extra from the same clone, wheel or index as the package."""
     files = (
         distribution.read_text("direct_url.json")
         for distribution in distributions(name="taskservice")

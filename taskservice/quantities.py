@@ -1,10 +1,10 @@
-"""Numbers, shares and durations as text, the same in the dashboard and in the commands."""
+"""Formats numbers, shares and durations as text, for both the dashboard and the commands."""
 
 import re
 from decimal import Decimal
 from math import floor
 
-# The units of a typed duration, and their seconds.
+# The units of a duration that a user types, and their lengths in seconds.
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _NUMBER = r"[0-9]{1,1000}"
 _DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
@@ -16,17 +16,17 @@ def plural(count: int, noun: str, plural_noun: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """A share, from 0 to 1, to the nearest percent: 2 of 3 are `67%`."""
+    """A share from 0 to 1, to the nearest percent; for example, 2 of 3 are `67%`."""
     return f"{floor(share * 100 + 0.5)}%"
 
 
 def percent_done(progress: str | float) -> str:
-    """A task's progress, a number from 0 to 1 or its text, rounded down: `100%` only for 1."""
+    """A task's progress from 0 to 1 in percent; rounded down, so that only 1 is `100%`."""
     return f"{int(Decimal(str(progress)) * 100)}%"
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration in its two largest units, as `3 h 20 min`."""
+    """A duration in its two largest units, such as `3 h 20 min`."""
     if seconds < 0.1:
         return "< 0.1 s"
     if seconds < 10:
@@ -55,6 +55,6 @@ def typed_seconds(text: str) -> int | None:
 
 
 def typed(seconds: int) -> str:
-    """A duration as it can be typed, with the largest unit that divides it."""
+    """A duration in the form that a user types, in the largest unit that divides it."""
     unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
     return f"{seconds // _UNITS[unit]}{unit}"

@@ -1,4 +1,4 @@
-"""Why a task failed, in one line: from its error message, or from the end of its log."""
+"""Finds the reason why a task failed, in its error message or at the end of its log."""
 
 import re
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ MAX_REASON = 500
 
 # Terminal escape sequences, such as colours.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-# Messages without a reason.
+# Error messages that contain no reason.
 _GENERIC = re.compile(
     r"(?:the agent reported an error|killed by signal .*|(?:failed|error)?:?\s*"
     r"(?:exit|exited|exited with)?\s*(?:status|code)?:?\s*\d*)\.?",
     re.IGNORECASE,
 )
-MAX_GENERIC = 100  # characters of such a message
-# Other lines without one: commands that `set -x` prints, and how a program around them ended.
+MAX_GENERIC = 100  # the maximum number of characters of such a message
+# Lines of a log that contain no reason: commands that `set -x` prints, and how a program exited.
 _NO_REASON = re.compile(r"\++ |exit status \d+$|make(\[\d+\])?: \*\*\* .*Error \d+$|Node\.js v\d")
 
-# Lines of a traceback after the one with the exception.
+# The lines of the tracebacks of Python, Java, Node.js and Go.
 _PYTHON = re.compile(r"Traceback \(most recent call last\):$")
 _PYTHON_DETAIL = re.compile(r"\s|(DETAIL|HINT|CONTEXT|QUERY|WHERE|LINE \d+):")
 _PYTHON_GROUP = re.compile(r"  \| (\S*Group: .*)")
@@ -36,7 +36,7 @@ _GO_STACK = re.compile(
 
 
 def reason(message: str, log_end: str = "") -> str:
-    """Why a task failed; `log_end` is needed only if the message `is_generic`."""
+    """The reason why a task failed; `log_end` is needed only if the message `is_generic`."""
     text = message.strip()
     if _PYTHON.match(text.partition("\n")[0]) or _exception(_visible_lines(message)):
         text = error_reason(message)
@@ -46,7 +46,7 @@ def reason(message: str, log_end: str = "") -> str:
 
 
 def reason_line(message: str, log_end: str = "") -> str:
-    """The same as one line: the first of a message with several."""
+    """The first line of the reason why a task failed."""
     return reason(message, log_end).split("\n")[0].strip()
 
 
@@ -61,7 +61,7 @@ def error_reason(message: str) -> str:
     if not lines:
         return ""
     if _PYTHON.match(lines[0]):
-        # A message ends with its exception, even if that has several lines.
+        # An error message ends with its exception, even if the exception has several lines.
         return next((line for line in _after_traceback(lines)), lines[-1].strip())
     return _exception(lines) or lines[0].strip()
 
@@ -78,13 +78,13 @@ def without_escapes(text: str) -> str:
 
 
 def _visible_lines(text: str) -> list[str]:
-    """The lines with visible text, as a terminal without colours would leave them."""
+    """The lines that contain visible text, as a terminal without colours would show them."""
     lines = (line.rstrip("\r").split("\r")[-1] for line in without_escapes(text).split("\n"))
     return [line.rstrip() for line in lines if line.strip()]
 
 
 def _exception(lines: Sequence[str]) -> str:
-    """The exception of the traceback that these lines end with; empty without one."""
+    """The exception of the traceback at the end of these lines; empty without a traceback."""
     return _python_exception(lines) or _go_panic(lines) or _exception_with_stack(lines)
 
 
@@ -100,7 +100,7 @@ def _python_exception(lines: Sequence[str]) -> str:
 
 
 def _after_traceback(lines: Sequence[str]) -> list[str]:
-    """The exception after the last traceback, and what was printed later, without its details."""
+    """The lines after the last traceback: the exception without its details, and later output."""
     start = max(number for number, line in enumerate(lines) if _PYTHON.match(line))
     after = list(takewhile(lambda line: not line.startswith("[SQL: "), lines[start + 1 :]))
     return [line for line in after if not _PYTHON_DETAIL.match(line)]
@@ -116,7 +116,7 @@ def _go_panic(lines: Sequence[str]) -> str:
 
 
 def _exception_with_stack(lines: Sequence[str]) -> str:
-    """The exception above the stack that these lines end with; its last cause, if it has one."""
+    """The exception above the stack at the end of these lines, or its last cause, if any."""
     start = len(lines) - 1
     while start > 0 and _AFTER_EXCEPTION.match(lines[start]):
         start -= 1

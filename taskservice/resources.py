@@ -1,4 +1,4 @@
-"""Threads of a process, and what they share: objects by their class, and the signal to stop."""
+"""Starts the threads of a process, and provides the objects and the stop signal that they share."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ EXTENSION = "taskservice"
 
 
 def replace_thread() -> None:
-    """Start a server thread that replaces this request's thread; set by the server."""
+    """Start a server thread that replaces this request's thread; the server sets this function."""
 
 
 def provide(app: Flask, resource: object) -> None:
@@ -29,18 +29,18 @@ def find(kind: type[T], app: Flask | None = None) -> T:
 
 
 def start_thread(name: str, run: Callable[[], object]) -> Thread:
-    """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started."""
+    """Call `run` in a new daemon thread; raises RuntimeError if no thread can be started."""
     try:
         thread = Thread(target=run, name=name, daemon=True)
         thread.start()
     except MemoryError as error:
         raise RuntimeError("no memory for a thread") from error
-    # A lack of memory can also end it later, at any time: check `is_alive`.
+    # A lack of memory can also end the thread later, at any time; `is_alive` is then false.
     return thread
 
 
 def start_future(name: str, run: Callable[[], T]) -> Future[T]:
-    """The result of `run` in a new thread, as `start_thread` starts it."""
+    """The result of `run` in a new thread; raises RuntimeError like `start_thread`."""
     result: Future[T] = Future()
 
     def work() -> None:
@@ -59,14 +59,17 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Call `callback`, which must be quick, when the process begins to stop, or now if it has."""
+    """Call `callback` when the process begins to stop, or now if it already has; must be quick."""
     _callbacks.append(callback)
     if stopping.is_set():
         callback()
 
 
 def begin_stop() -> None:
-    """Set `stopping` and run the callbacks; in a signal handler it could deadlock with itself."""
+    """Set `stopping` and run the callbacks; a signal handler must not call this function.
+
+    It could interrupt the same function, and wait for a lock that its own thread holds.
+    """
     stopping.set()
     for callback in _callbacks:
         callback()

@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-# C0, DEL and C1; characters that end or reorder a line; lone surrogates.
+# The control characters C0, DEL and C1, characters that end or reorder a line, and lone surrogates.
 _CONTROL_CHARACTERS = (
     r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 )
@@ -54,7 +54,7 @@ def print_line(text: str = "", *, err: bool = False) -> None:
 
 
 def notice(text: str) -> None:
-    """Print a message of the command itself: a line on stderr."""
+    """Print a message of the command itself, as a line on stderr."""
     print_line(f"taskservice: {without_user_info(text)}", err=True)
 
 
@@ -65,7 +65,10 @@ def exit_with_error(message: str, code: int = 1) -> NoReturn:
 
 
 def print_log_line(text: str) -> None:
-    """Print a line of a log: on a terminal with its colours, reset at its end; else unchanged."""
+    """Print a line of a log, unchanged unless stdout is a terminal.
+
+    On a terminal, control characters are escaped, except colours, which are reset after the line.
+    """
     if sys.stdout.isatty():
         text = _COLOUR_OR_UNSAFE.sub(lambda match: match[1] or _escape(match), text)
         if "\x1b" in text and not text.endswith(_PLAIN):
@@ -74,12 +77,12 @@ def print_log_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on one line; the escapes do not change its value."""
+    """Print a JSON value on one line; the escapes do not change the value."""
     print_line(json.dumps(value, ensure_ascii=False))
 
 
 def local_time(timestamp: str | None, precision: str = "minutes", has_offset: bool = False) -> str:
-    """The time in this machine's time zone; `-` if there is none."""
+    """The time in this machine's time zone, or `-` for None."""
     if timestamp is None:
         return "-"
     local = datetime.fromisoformat(timestamp).astimezone()
@@ -92,7 +95,7 @@ with_offset = partial(local_time, precision="seconds", has_offset=True)
 def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows on stdout: one JSON object per line, or a table with aligned columns.
 
-    The table has the times, in members such as `createdAt`, in this machine's time zone.
+    In the table, times, such as `createdAt`, are in this machine's time zone.
     """
     if as_json:
         for row in rows:
@@ -103,7 +106,7 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print each field of an object on a line, with its time in this machine's time zone."""
+    """Print each field of an object on a line, with times in this machine's time zone."""
     width = max(len(_words(name)) for name in fields)
     for name, value in fields.items():
         text = value
@@ -119,7 +122,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def _words(name: str) -> str:
-    """`agentId` is `agent`, and `lastUsedAt` is `last used`."""
+    """`agentId` becomes `agent`, and `lastUsedAt` becomes `last used`."""
     return re.sub("([A-Z])", r" \1", re.sub("(?:Id|At)$", "", name)).lower()
 
 
@@ -134,12 +137,12 @@ def print_table(
     colours: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     optional: Sequence[str] | None = None,
 ) -> None:
-    """Print rows with aligned columns; the first row has their names.
+    """Print rows with aligned columns; the first row contains the names of the columns.
 
-    On a terminal a cell has a colour if `colours` maps its first word, under the name of its
-    column, to the number of an escape sequence. With `optional` the table is at most as wide as the
-    terminal: if necessary, empty columns and then these are left out, in this order, and cells are
-    shortened.
+    For the name of a column and the text of a cell before any comma, `colours` contains the number
+    of the escape sequence that colours the cell on a terminal. With `optional`, the table is at
+    most as wide as the terminal: if necessary, empty columns and then the optional columns, in this
+    order, are omitted, and cells are truncated.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -157,14 +160,14 @@ def print_table(
         _write(line.rstrip())
 
 
-# Cells of this length are not truncated, such as times; neither is the ID in the first column.
+# Cells up to this length, such as times, and IDs in the first column are not truncated.
 _SHORT_CELL, _SHORT_ID = 14, 18
-# Below this width of a cell, an optional column is left out instead.
+# Before cells are truncated to less than this width, optional columns are omitted.
 _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """The table in this width; the first step removes the current year and empty columns."""
+    """The table in at most `columns` characters; first, the current year and empty columns go."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]
@@ -194,14 +197,14 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def open_standard_files() -> None:
-    """Open /dev/null for each closed standard stream, whose number the next file would get."""
+    """Open /dev/null for each closed standard stream; otherwise a file would get its number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             # `open` returns the lowest free number, which is this one; child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # Python sets these to None for a descriptor that was closed when it started.
+    # Python sets these streams to None if their descriptors were closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
@@ -221,8 +224,8 @@ def _write(line: str, *, err: bool = False) -> None:
         # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
-                # In one write, unlike `print`, since a running program may write to the same
-                # stream.
+                # This is one write, unlike with `print`, since a running program may write to the
+                # same stream.
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return
@@ -235,7 +238,7 @@ def _write(line: str, *, err: bool = False) -> None:
             # The encoding of the locale does not contain some of the characters.
             print(re.sub(r"[^\x00-\x7f]", _escape, line), flush=True)
     except OSError as error:
-        # Otherwise the rest of its buffer would fail again at exit.
+        # Otherwise, writing the rest of the buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             # The reader has closed the pipe; click ends the command quietly.

@@ -11,17 +11,17 @@ from typing import Final, Literal, NamedTuple, get_args
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
 
-# The address of the built documents, with a slash at the end, or empty: CONTRIBUTING.md has more.
+# The address of the built documentation, with a slash at the end, or empty; see CONTRIBUTING.md.
 DOCUMENTATION_URL = ""
 
 
 def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
-    """The address of a page such as `docs/tutorial.md#let-it-fail`, or its path without a URL."""
+    """The address of a page such as `docs/tutorial.md#let-it-fail`; without a `url`, its path."""
     return url + page.replace(".md", ".html") if url else page
 
 
 def see_documentation(page: str) -> str:
-    """The end of a message that names a page; empty if the installation has no such page."""
+    """The end of a message that refers to a page; empty if the page is not available."""
     clone = Path(__file__).parent.parent
     is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
     return f"; see {documentation(page)}" if is_readable else ""
@@ -45,28 +45,28 @@ ERROR_TYPES: tuple[ErrorType, ...] = (FAILED, CANCELLED, TIMEOUT)
 PENDING, DELIVERED = "pending", "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 
-# A question's state; only an open one can be answered.
+# A question's state; only an open question can be answered.
 OPEN, ANSWERED, DECLINED = "open", "answered", "declined"
 EXPIRED, WITHDRAWN = "expired", "withdrawn"
 QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
 # The responses of a person to a question.
 ACCEPT, DECLINE = "accept", "decline"
 
-# A hook's state, and its formats: the last three are messages for people.
+# A hook's state, and its formats, of which the last three are for people.
 ACTIVE, OFF = "active", "off"
 HOOK_STATES = (ACTIVE, OFF)
 STANDARD, NTFY, SLACK, MAIL = "standard", "ntfy", "slack", "mail"
 PEOPLE_FORMATS = (NTFY, SLACK, MAIL)
 HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 
-# An agent's state, by its last task that ended.
+# An agent's state, according to its last task that ended.
 OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)
 
 # The message of a task that failed without a message.
 NO_MESSAGE = "The agent reported an error"
 
-# What needs attention, the most urgent first.
+# The kinds of items that need attention, the most urgent first.
 QUESTION, LATE, HANGING, NO_WORKER = "question", "late", "hanging", "no_worker"
 CALLBACK_FAILED, BACKUP_OLD = "callback_failed", "backup_old"
 HOOK_FAILING, HOOK_OFF = "hook_failing", "hook_off"
@@ -74,7 +74,7 @@ ATTENTION = (
     QUESTION, BROKEN, LATE, HANGING, NO_WORKER, CALLBACK_FAILED, HOOK_FAILING, HOOK_OFF, BACKUP_OLD
 )  # fmt: skip
 
-# The orders of a list of tasks, the default first.
+# The orders of a list of tasks; the first is the default.
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
@@ -82,11 +82,11 @@ SORTS: tuple[str, ...] = get_args(Sort)
 FULL, READ = "full", "read"
 ACCESSES = (FULL, READ)
 
-# The name of the service in `endedBy`, and of an answer link in `answeredBy`. In the service's log,
-# a link to a task has that name too.
+# The name of the service in `endedBy`, and the name of an answer link in `answeredBy`. In the
+# service's log, LINK is also the name of a link to a task.
 SERVICE, LINK = "service", "link"
 
-# What can be done with many tasks at once.
+# The actions that can be applied to many tasks at once.
 CANCEL: Final = "cancel"
 DELETE: Final = "delete"
 RERUN: Final = "rerun"
@@ -114,30 +114,30 @@ MAX_LOG = 100 * 1024 * 1024
 MAX_MESSAGE = 64 * 1024
 MAX_OBJECT = 1024 * 1024
 
-# Maximum number of writers of one task: one transaction deletes the rows of all of them.
+# Maximum number of writers of a task, since a single transaction deletes the rows of all writers.
 MAX_WRITERS = 1_000
 MAX_OPEN_QUESTIONS = 8
-MAX_ATTEMPTS = 50  # the newest attempts, which are stored for a delivery
+MAX_ATTEMPTS = 50  # the number of attempts, the newest, that are stored for a delivery
 MAX_HOOKS = 50
-# Maximum number of links to a task, and for how many days they are valid.
+# Maximum number of links to a task, and the default and maximum number of days they are valid.
 MAX_LINKS = 50
 LINK_DAYS = 7
 MAX_LINK_DAYS = 90
-MAX_MUTE_DAYS = 90  # of an agent
-MAX_AFTER = 10  # failures in a row until a hook is notified
+MAX_MUTE_DAYS = 90  # the longest mute of an agent
+MAX_AFTER = 10  # the maximum number of failures in a row before a hook is notified
 MAX_LABELS = 16
-# Maximum timeout of a task and of a question, and the default one of a question, in seconds.
+# Maximum timeout of a task or a question, and the default timeout of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
+QUESTION_TIMEOUT = 86_400
 # Limits of `maxDuration` in the expectations of an agent, in seconds.
 MIN_DURATION, MAX_DURATION = 60, 30 * 86_400
-QUESTION_TIMEOUT = 86_400
-# Maximum number of tasks on one page of the list, and of one request that changes many.
+# Maximum number of tasks on a page of the list, and in a request that changes several tasks.
 MAX_LIMIT = 1_000
-# Maximum and default number of lines on one page of a log.
+# Maximum and default number of lines on a page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
-DEFAULT_HITS = 100  # of a search
-# A webhook contains the last lines of the log: maximum number, and maximum bytes.
+DEFAULT_HITS = 100  # the default number of hits of a search
+# A webhook contains the last lines of the log, up to this number of lines and of bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
 
@@ -156,7 +156,7 @@ def label_problem(key: str, value: object) -> str | None:
     return None
 
 
-# Reads HTTP headers from other programs, which can contain anything.
+# Parses HTTP headers of other programs, whose values can be invalid.
 
 
 def http_date(text: str) -> datetime | None:
@@ -164,12 +164,12 @@ def http_date(text: str) -> datetime | None:
     try:
         time = parsedate_to_datetime(text)
         return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):  # OverflowError for a year of many digits
+    except (ValueError, OverflowError):  # OverflowError for a year with many digits
         return None
 
 
 def seconds(retry_after: str) -> float | None:
-    """The seconds of a Retry-After header, at least 0, maybe infinite; None if it is invalid."""
+    """The seconds in a Retry-After header, from 0 to infinity; None if it is invalid."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -177,12 +177,12 @@ def seconds(retry_after: str) -> float | None:
     return None if until is None else max((until - datetime.now(UTC)).total_seconds(), 0)
 
 
-# How to add the service to each MCP client: for the documents, the command and the page.
+# How to add the service to each MCP client, for the documentation, the command and the dashboard.
 
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
 KEY_VARIABLE = "TASKSERVICE_APIKEY"
-PROFILE_VARIABLE = "TASKSERVICE_PROFILE"  # names what `taskservice login` stored
+PROFILE_VARIABLE = "TASKSERVICE_PROFILE"  # the name of a profile that `taskservice login` stored
 
 
 class McpClient(NamedTuple):
@@ -190,7 +190,7 @@ class McpClient(NamedTuple):
 
     name: str
     title: str
-    file: str | None  # the configuration file that contains the lines; None: they are a command
+    file: str | None  # the configuration file for the lines; None if they are a command
     lines: str  # with URL for the address of `/mcp`, and KEY for the name of the variable
 
     @property

@@ -9,16 +9,16 @@ from taskservice.errors import overloaded
 
 
 class UserSlots:
-    """Slots for requests that do the same costly work; a user holds at most `per_user` of them.
+    """Slots for requests that do the same costly work; a user holds at most `per_user` slots.
 
-    Since a waiting request holds a thread, only one of each user waits for a slot.
+    Since a waiting request holds a thread, only one request of each user waits for a slot.
     """
 
     def __init__(self, count: int, wait_seconds: float, refusal: str, per_user: int = 1) -> None:
         self._count, self._per_user = count, per_user
         self.wait_seconds, self._refusal = wait_seconds, refusal
         self._changed = Condition()
-        # The IDs of users, once for each slot.
+        # The ID of the user of each slot that is in use.
         self._holding: list[str] = []
         self._waiting = set[str]()
 

@@ -16,7 +16,8 @@ from taskservice.operations.health import (
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error
 
-# Any WSGI server can serve requests, but only these gunicorn settings start the background work.
+# Any WSGI server can serve requests, but only the gunicorn settings of the service start the
+# background work.
 works_in_background = "taskservice.serving.gunicorn_config" in sys.modules
 try:
     config = Config.from_environment()

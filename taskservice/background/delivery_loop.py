@@ -1,4 +1,4 @@
-"""The loop that posts deliveries that are due: one thread leases them, others send."""
+"""The loop that posts due deliveries: its thread leases them, and other threads send them."""
 
 import logging
 import threading
@@ -18,16 +18,16 @@ from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Limits of concurrent attempts. An attempt that waits for its receiver for longer than
-# SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay the others.
+# Limits of concurrent attempts. An attempt that has waited for its receiver longer than
+# SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay others.
 MAX_RECENT = 16
 MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-# The maximum sleep between two polls for due deliveries, which other processes can add.
+# The maximum time between two polls for due deliveries, since other processes can add deliveries.
 ROUND_SECONDS = 1.0
-FAILURE_SECONDS = 5.0  # the sleep after a database error
-# At a stop, running attempts have STOP_SECONDS to finish. Then they are interrupted, and have
-# INTERRUPT_SECONDS to end before their leases are released.
+FAILURE_SECONDS = 5.0  # the pause after a database error
+# When the loop stops, running attempts have STOP_SECONDS to finish. Then they are interrupted, and
+# have INTERRUPT_SECONDS to end before their leases are released.
 STOP_SECONDS = 1.0
 INTERRUPT_SECONDS = 0.3
 
@@ -40,7 +40,10 @@ class _RunningAttempt(NamedTuple):
 
 
 class DeliveryLoop(threading.Thread):
-    """Posts what is due until it is stopped, and then releases its leases; any number may run."""
+    """Posts due deliveries until it is stopped, and then releases its leases.
+
+    Several loops can run at the same time, in the processes of any number of machines.
+    """
 
     def __init__(self, app: Flask) -> None:
         super().__init__(name="deliveries", daemon=True)
@@ -50,7 +53,7 @@ class DeliveryLoop(threading.Thread):
         self._running: list[_RunningAttempt] = []  # only the thread of the loop uses it
 
     def stop(self) -> None:
-        """Ask the loop to end; does not wait for it."""
+        """Tell the loop to end, without waiting for it."""
         self._stopping.set()
         self._due.set()
 
@@ -62,7 +65,7 @@ class DeliveryLoop(threading.Thread):
             self._end()
 
     def _round(self) -> float:
-        """Start an attempt for each due delivery that can be leased; returns seconds to sleep."""
+        """Start an attempt of each due delivery that can be leased; returns how long to wait."""
         try:
             while True:
                 self._running = [attempt for attempt in self._running if not attempt.result.done()]
@@ -70,8 +73,8 @@ class DeliveryLoop(threading.Thread):
                 recent = [attempt.started for attempt in self._running if attempt.started > since]
                 count = min(MAX_RECENT - len(recent), MAX_RUNNING - len(self._running))
                 if count <= 0:
-                    # Until the first of these attempts counts as slow. An attempt that finishes
-                    # wakes the loop.
+                    # Wait until the oldest recent attempt counts as slow. An attempt that finishes
+                    # also wakes the loop.
                     is_full = len(self._running) >= MAX_RUNNING
                     return ROUND_SECONDS if is_full else min(recent) - since
                 seconds = delivery_service.seconds_until_due()
@@ -81,7 +84,7 @@ class DeliveryLoop(threading.Thread):
                 failing = resources.find(CircuitBreaker).open_receivers()
                 leases = delivery_service.lease_due(count, ReceiverSlots(running, failing))
                 if not leases:
-                    # Their receivers have no free slot, or another process was faster.
+                    # The receivers have no free slot, or another process has leased the deliveries.
                     return ROUND_SECONDS
                 for leased in leases:
                     self._start_attempt(leased)
@@ -91,7 +94,10 @@ class DeliveryLoop(threading.Thread):
             return 0.0
 
     def _start_attempt(self, leased: Leased) -> None:
-        """Raises RuntimeError without a thread; the delivery is due when its lease runs out."""
+        """Start a thread that sends. Raises RuntimeError if no thread can be started.
+
+        The delivery is then due again when its lease expires.
+        """
         interrupt, started = Interrupt(), time.monotonic()
         result = resources.start_future("attempt", partial(self._send, leased, interrupt))
         self._running.append(_RunningAttempt(leased, interrupt, started, result))
@@ -103,13 +109,14 @@ class DeliveryLoop(threading.Thread):
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):
-            # Before its lease is released: otherwise two processes could post it concurrently.
+            # An attempt is interrupted before its lease is released; otherwise, two processes could
+            # post the delivery concurrently.
             attempt.interrupt.set()
         leases = [attempt.leased for attempt in self._unfinished_after(INTERRUPT_SECONDS)]
         try:
             delivery_service.release(leases)
         except Exception:
-            logger.exception("Could not release %d leases; they will run out", len(leases))
+            logger.exception("Could not release %d leases; they will expire", len(leases))
 
     def _unfinished_after(self, seconds: float) -> list[_RunningAttempt]:
         wait([attempt.result for attempt in self._running], seconds)

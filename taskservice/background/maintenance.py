@@ -1,4 +1,4 @@
-"""The loop of a process that runs maintenance jobs, such as timeouts and retention."""
+"""The loop that runs the maintenance jobs of a process, such as timeouts and retention."""
 
 import logging
 import threading
@@ -27,10 +27,10 @@ from taskservice.services import (
 
 logger = logging.getLogger(__name__)
 
-# From the start of a round to the start of the next one, however long its jobs take. If a job is
-# not finished, the next round starts immediately.
+# The time from the start of a round to the start of the next round, however long the jobs take. If
+# a job has more work, the next round starts immediately.
 ROUND_SECONDS = 20.0
-WRITE_SECONDS = 3.0  # the time for the loops to finish their writes at a stop
+WRITE_SECONDS = 3.0  # how long the loops may take to finish their writes when the process stops
 
 
 def expire_questions() -> None:
@@ -45,7 +45,7 @@ def remove_deleted_hooks() -> bool:
     return in_batches(hooks.remove_deleted)
 
 
-# A job returns whether it has more work.
+# Each job returns whether it has more work.
 JOBS: tuple[Callable[[], bool | None], ...] = (
     deliveries.make_far_due,
     users.record_last_uses,
@@ -58,13 +58,13 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
 
 
 class Maintenance(threading.Thread):
-    """Runs all jobs at least every 20 s until the process stops, and a last time then."""
+    """Runs all jobs at least every 20 s, and once more when the process stops."""
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="maintenance", daemon=True)
         self._app, self._serves = app, serves
         self._clock = timeouts.ClockMonitor()
-        # Before the timeouts: an expired question no longer delays them.
+        # Questions expire before tasks time out, since an open question prevents a timeout.
         self._first_jobs = (
             self._record_heartbeat,
             expire_questions,
@@ -77,7 +77,7 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        # The agents of tasks that are claimed from now on can report all the time.
+        # The agent of a task that is claimed from now on can report without a gap.
         self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):
@@ -87,7 +87,7 @@ class Maintenance(threading.Thread):
         self.do_round()
 
     def do_round(self) -> bool:
-        """Run each job, a failed one again next time; returns whether one is not finished."""
+        """Run each job; a failed job runs again next time. Returns whether a job has more work."""
         return self._do([*self._first_jobs, *JOBS])
 
     def _do(self, jobs: Iterable[Callable[[], bool | None]]) -> bool:
@@ -120,7 +120,8 @@ class Maintenance(threading.Thread):
         if serving_since is None:
             return
         now, since = self._clock.time, max(serving_since, self._clock.steady_since)
-        # The agent of a task that was claimed since then could report all the time.
+        # An agent could report without a gap if its task was claimed after `since`. If that was
+        # long ago, the agents of all tasks have had enough time to report again.
         if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
             since = clock.EARLIEST
         in_batches(partial(hanging.check, now, since))
@@ -139,7 +140,7 @@ class Maintenance(threading.Thread):
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
-    """Start the background threads of a process, which end when it begins to stop."""
+    """Start the background threads of a process, which end when the process begins to stop."""
     delivery_loop = DeliveryLoop(app)
     resources.on_stop(delivery_loop.stop)
     loops = [Maintenance(app, serves=serves), delivery_loop]

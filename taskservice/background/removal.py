@@ -1,4 +1,4 @@
-"""Removes old tasks and logs, and users, in short transactions between other writes."""
+"""Removes old tasks and logs, and users, in short transactions, so that other writers can write."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +19,23 @@ from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
-# How many tasks or chunks of logs one transaction removes, for which other writers wait.
+# How many rows a transaction removes, for which other writers wait. A task may have more deliveries
+# than DELIVERIES_PER_BATCH.
 TASKS_PER_BATCH = 100
-DELIVERIES_PER_BATCH = 1_000  # the deliveries of these tasks; one task may have more
+DELIVERIES_PER_BATCH = 1_000
 CHUNKS_PER_BATCH = 1_000
-JOB_SECONDS = 1.9  # the maximum time of one call: a round of 20 s has eight calls
+JOB_SECONDS = 1.9  # the maximum time of a job in a round, so that it does not delay other jobs
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
-    """Call `batch` until it returns False; True if it ended early, after `seconds` or at a stop."""
+    """Call `batch` until it returns false.
+
+    Returns true if work may remain, since `seconds` have passed or the process stops.
+    """
     until = time.monotonic() + seconds
     began = time.monotonic()
     while batch():
-        # A pause for as long as the batch took, so that writers wait for one batch at most.
+        # A pause for as long as the batch took, so that other writers wait for at most one batch.
         took = time.monotonic() - began
         if time.monotonic() > until or resources.stopping.wait(took):
             return True
@@ -40,7 +44,7 @@ def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
 
 
 def index_names(seconds: float = JOB_SECONDS) -> bool:
-    """Bring the index of names up to date; returns whether more may be left."""
+    """Bring the index of names up to date; returns whether more names may remain."""
     return in_batches(_index_batch, seconds)
 
 
@@ -53,7 +57,7 @@ def _index_batch() -> bool:
     return is_behind
 
 
-# The response to a deletion may still be streaming the log that was dropped.
+# A response may still be streaming a log that was dropped, so its lines are removed later.
 SWEEP_AFTER_SECONDS = 60
 
 _DROPPED = (
@@ -66,7 +70,8 @@ _OF_LOG = LogChunk.log_id == bindparam("log_id")
 _FIRST_CHUNKS = (
     select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
 )
-# PostgreSQL would read the whole table for the chunks of a subquery, or up to the last one.
+# The chunks are between two numbers, since PostgreSQL would read the whole table if a subquery
+# selected them, or if only the last number were given.
 _DELETE_CHUNKS = delete(LogChunk).where(
     _OF_LOG, LogChunk.last.between(bindparam("first"), bindparam("last"))
 )
@@ -74,7 +79,7 @@ _DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
 def sweep(seconds: float = JOB_SECONDS) -> bool:
-    """Remove the lines of logs dropped a minute ago; returns whether more may be left."""
+    """Remove the lines of logs that were dropped over a minute ago; returns if more may remain."""
     return in_batches(_sweep_batch, seconds)
 
 
@@ -99,14 +104,14 @@ def _sweep_batch() -> bool:
 
 
 SPARE_BYTES = 1024 * 1024  # free space that remains in the file for the next writes
-STEP_PAGES = 250  # the pages that one step releases
-# SQLite empties its write-ahead log by itself, but does not shorten the file.
+STEP_PAGES = 250  # the number of pages that a step releases
+# SQLite reuses its write-ahead log, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50  # how long writers wait for the last reader of the log
 
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
-    """Shorten SQLite's files by their free space; returns whether more may be left."""
+    """Shorten SQLite's files by their free space; returns whether free space may remain."""
     if db.engine.dialect.name != "sqlite":
         return False
     pooled = db.engine.raw_connection()
@@ -115,7 +120,7 @@ def shrink(seconds: float = JOB_SECONDS) -> bool:
     is_shorter = False
 
     def shorten() -> bool:
-        """Release some free pages; returns whether there are more."""
+        """Release a batch of free pages; returns whether there are more."""
         nonlocal is_shorter
         if _pragma(connection, "freelist_count") <= spare_pages:
             return False
@@ -130,8 +135,9 @@ def shrink(seconds: float = JOB_SECONDS) -> bool:
         log = Path(f"{db.engine.url.database}-wal")
         if is_shorter or (log.exists() and log.stat().st_size > LARGE_LOG_BYTES):
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-            # Moves the log into the database, and truncates it if no reader uses it. Locked, since
-            # SQLite before 3.51.3 can corrupt a database that is written as a checkpoint ends.
+            # Moves the log into the database, and truncates the log if no reader uses it. The write
+            # lock is held, since SQLite before 3.51.3 can corrupt a database that is written when a
+            # checkpoint ends.
             with write_lock():
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
@@ -144,13 +150,13 @@ def _pragma(connection: Any, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-# Retention: removes old finished tasks, and logs earlier.
+# Retention: removes old finished tasks, and the logs of finished tasks earlier.
 
 DAY_SECONDS = 86_400.0
 
 
 def bounds(now: str) -> tuple[str | None, str | None]:
-    """The times before which tasks ended that are removed, and those that lose their logs."""
+    """Two times: tasks that ended before the first are removed; before the second, their logs."""
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
     of_tasks, of_logs = (
         clock.moved(now, -count * DAY_SECONDS) if count else None for count in days
@@ -158,12 +164,12 @@ def bounds(now: str) -> tuple[str | None, str | None]:
     return of_tasks, of_logs
 
 
-# A task with a pending webhook is retained, with everything that the webhook will contain.
+# A task with a pending webhook is retained with its log, since the webhook contains both.
 _ENDED = and_(
     Task.finished_at < bindparam("before"),
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
 )
-# One user after another, in the order of the index of finished tasks.
+# The condition on the user lets the database read the index of finished tasks, user by user.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
 _AMONG = Task.id.in_(bindparam("task_ids", expanding=True))
@@ -200,10 +206,10 @@ def prune(
     seconds: float = JOB_SECONDS,
     dropped_ago: float = 0.0,
 ) -> tuple[list[int], bool]:
-    """Remove old tasks, then logs of others, for at most `seconds` each.
+    """Remove old tasks, and then the logs of other tasks, each for at most `seconds`.
 
-    Returns the numbers of tasks and logs that were removed, and whether more may be left. With a
-    `dropped_ago` of SWEEP_AFTER_SECONDS, `sweep` removes their lines at once.
+    Returns the numbers of tasks and logs that were removed, and whether more may remain. With a
+    `dropped_ago` of SWEEP_AFTER_SECONDS, the next `sweep` removes the lines of the logs.
     """
 
     def drop_logs(connection: Connection, task_ids: Sequence[str]) -> None:
@@ -225,7 +231,7 @@ def _in_task_batches(
     remove: Callable[[Connection, Sequence[str]], None],
     seconds: float = inf,
 ) -> tuple[int, bool]:
-    """Remove tasks that meet `condition`; returns how many, and whether more may be left."""
+    """Remove tasks that meet `condition`; returns their number, and whether more may remain."""
     fitting = select(Task.id).where(condition)
     count = 0
 
@@ -241,8 +247,9 @@ def _in_task_batches(
         totals = accumulate(counts.get(task_id, 0) for task_id in old)
         old = old[: max(1, sum(total <= DELIVERIES_PER_BATCH for total in totals))]
         with transaction() as connection:
-            # On PostgreSQL the lock needs a separate statement: a statement that locks a row has
-            # read the other tables before, and would miss a delivery that was just redelivered.
+            # On PostgreSQL, the lock needs a separate statement: a statement that waits for the
+            # lock of a row has already read other tables, and would miss a delivery that was just
+            # redelivered.
             locked = connection.scalars(_LOCK, {"task_ids": old}).all()
             among = {**values, "task_ids": locked}
             task_ids = connection.scalars(fitting.where(_AMONG), among).all()
@@ -254,14 +261,15 @@ def _in_task_batches(
     return count, has_more
 
 
-PAUSE_SECONDS = 0.1  # the pause while other requests change the remaining tasks
+PAUSE_SECONDS = 0.1  # the pause if other requests have locked the remaining tasks
 
 
 def remove_user(name: str) -> int:
-    """Remove a user with all of the user's data; returns the number of tasks.
+    """Remove a user with all of the user's data; returns the number of removed tasks.
 
-    The tasks are removed first, since an agent stops when its task is deleted; keys work until no
-    task is left. Called again after an interruption, it continues. Raises 404.
+    The tasks are removed first, so that agents can notice that their tasks are deleted, and stop.
+    Keys remain valid until no task is left. After an interruption, another call continues. Raises
+    404.
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
@@ -273,20 +281,21 @@ def remove_user(name: str) -> int:
         # Without this limit, the removal would never end while new tasks are being started.
         until_now = and_(is_of_user, Task.id <= clock.new_id())
         count += _in_task_batches(until_now, {}, remove)[0]
-        # Before the user is removed, so that a command that is killed here can be repeated.
+        # The lines are removed before the user, so that the command can be repeated if it is killed
+        # here.
         _sweep_all()
         with transaction() as connection:
-            # From here on no task, agent or key is added. Locked in the order in which a new task's
-            # foreign keys lock both.
+            # From here on, no task, agent or key is added. The agents are locked before the user,
+            # as the foreign keys of a new task lock them.
             agents = select(Agent.id).where(Agent.user_id == user_id)
             connection.execute(agents.with_for_update())
             users.lock(connection, user_id)
-            # Waiting for a task while the user is locked could be a deadlock.
+            # Waiting for the lock of a task while the user is locked could cause a deadlock.
             unlocked = connection.scalars(batch.with_for_update(skip_locked=True)).all()
             remove(connection, unlocked)
             count += len(unlocked)
             if connection.scalar(batch) is None:
-                # The agents, keys and callback secrets follow.
+                # The database also deletes the agents, keys and callback secrets.
                 connection.execute(delete(User).where(User.id == user_id))
                 break
         resources.stopping.wait(PAUSE_SECONDS)

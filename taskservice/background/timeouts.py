@@ -1,4 +1,4 @@
-"""Timeouts: ends claimed tasks whose agents are silent, and enqueues their webhooks."""
+"""Ends claimed tasks whose agents report nothing until the timeout, and enqueues their webhooks."""
 
 import logging
 import time
@@ -32,25 +32,26 @@ from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-# An agent that could not reach the service is not timed out: after a gap of MAX_GAP_SECONDS
-# without a round of maintenance or without a serving process, no task ends for this long.
+# A task does not time out because its agent could not reach the service: after a gap of more than
+# MAX_GAP_SECONDS without a round of maintenance or a serving process, no task times out for this
+# time.
 GRACE_SECONDS = 300.0
-# A clock that gains or loses more seconds between two readings was set: a reading takes less time.
+# A clock that gains or loses more seconds than this between two readings was set.
 MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 
 
 _SERVING_SINCE = select(ServiceHeartbeat.since).where(IS_CURRENT)
-# An agent that waits for a person is not silent.
+# A task with an open question does not time out, since its agent waits for a person.
 _ASKING_NOTHING = (
     select(Task.id, Task.user_id, Task.agent_id, Task.labels, Task.callback_url, Task.timeout)
     .add_columns(Task.hanging_since, Task.hanging_reason)
     .where(Task.questions == NO_QUESTIONS)
     .limit(BATCH)
-    # A locked task is being written to, so it is not silent.
+    # A task whose row is locked is being changed, so its agent is not silent.
     .with_for_update(skip_locked=True)
 )
-# The longest silence first, as in an index.
+# The longest silence is first, in the order of an index.
 _SILENT_BY_DEFAULT = _ASKING_NOTHING.where(
     CLAIMED, Task.last_heartbeat_at < bindparam("long_ago")
 ).order_by(Task.last_heartbeat_at)
@@ -74,26 +75,27 @@ _END = (
 
 
 class ClockMonitor:
-    """Measures how long the clocks have been steady, so that old tasks may be ended or removed."""
+    """Measures how long the clocks have been steady; only then are old tasks ended or removed."""
 
     def __init__(self) -> None:
         # The database's time; None until the clocks have been steady for GRACE_SECONDS.
         self.now: str | None = None
         self.is_first = False  # whether `now` was None in the previous round
-        # The database's time at the last reading, and when the clocks became steady.
+        # The database's time at the last reading, and at the time when the clocks became steady.
         self.time = self.steady_since = clock.EARLIEST
-        # The database's clock, this machine's, and the monotonic one, read together.
+        # The last readings of the database's clock, this machine's clock and the monotonic clock.
         self._last: tuple[str, str, float] | None = None
         self._steady_since = 0.0
 
     def read_clocks(self) -> None:
-        """Read the clocks; call it once in each round, before `now` is used."""
+        """Read the clocks; call this once in each round, before using `now`."""
         was_steady, self.now = self.now is not None, None
         database, machine, monotonic = database_time(), clock.now(), time.monotonic()
         is_steady = False
         if self._last is not None:
             *before, last = self._last
-            # A suspended machine, a set clock and an unavailable database show as a gap or a jump.
+            # A suspended machine, a clock that was set, and an unavailable database all cause a gap
+            # or a jump.
             passed = monotonic - last
             jumps = [
                 clock.seconds_between(since, until) - passed
@@ -115,7 +117,7 @@ class ClockMonitor:
 
 
 def correct_future_times(now: str) -> None:
-    """Move start times in the future to now: otherwise nothing would end or be due until then."""
+    """Set times in the future to now; otherwise, nothing would end or be due until these times."""
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
@@ -133,13 +135,13 @@ def correct_future_times(now: str) -> None:
 
 
 def serving_since() -> str | None:
-    """Since when agents could reach the service without a gap; None if they cannot."""
+    """The time since which agents could reach the service without a gap; None if they cannot."""
     row = read_one(_SERVING_SINCE, max_gap=MAX_GAP_SECONDS)
     return row and row.since
 
 
 def was_serving(now: str) -> bool:
-    """Whether agents could reach the service for as long as GRACE_SECONDS."""
+    """Whether agents could reach the service without a gap for at least GRACE_SECONDS."""
     since = serving_since()
     return since is not None and since <= clock.moved(now, -GRACE_SECONDS)
 
@@ -153,7 +155,7 @@ def time_out_tasks(now: str) -> None:
 
 
 def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
-    """End some of the silent tasks; returns whether there may be more."""
+    """End a batch of the silent tasks; returns whether more may remain."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
         tasks = cast(Sequence[TaskRow], connection.execute(silent, times).all())

@@ -1,11 +1,12 @@
-"""A trigram index for parts of tasks' names: which tasks have which three letters in a row."""
+"""A trigram index of the names of tasks, for searches for a part of a name."""
 
-# On PostgreSQL it needs the extension pg_trgm, and names have their own table: in an index of
-# `tasks`, each append would add all trigrams of the name again, since it writes a new row version.
-# On SQLite, maintenance fills it in batches: adding a single name takes a third of the time of a
-# request that starts a task; in a batch, a hundredth of that. It covers the tasks up to the row
-# number in `task_names_indexed`. Later tasks, and tasks in `task_names_outdated`, are always
-# candidates. A list checks all candidates: there may be too many, but not too few.
+# On PostgreSQL, the index needs the extension pg_trgm, and the names are in a separate table: in an
+# index of `tasks`, each append would add all trigrams of the name again, since it writes a new
+# version of the row. On SQLite, maintenance fills the index in batches: adding a single name takes
+# a third of the time of a request that starts a task, and in a batch, a hundredth of that time. The
+# index covers tasks up to the row number in `task_names_indexed`. Later tasks, and tasks in
+# `task_names_outdated`, are always candidates. A list checks all candidates, so that there can be
+# too many of them, but not too few.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database.types import Identifier
 
-# How many trigrams of a longer part are used.
+# The maximum number of trigrams of a search text that are used.
 MAX_TRIGRAMS = 32
 # How many names one transaction adds or removes; this takes about 5 ms.
 BATCH = 2_000
@@ -39,7 +40,7 @@ _DEFINITIONS: tuple[str, ...] = (
     "CREATE TABLE task_names_outdated (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL)",
     "CREATE TRIGGER task_names_rename AFTER UPDATE OF name_folded ON tasks "
     f"WHEN old.name_folded <> new.name_folded BEGIN {_OUTDATE} END",
-    # SQLite reuses the number of a deleted row if it was the last one.
+    # SQLite reuses the number of a deleted row if the row was the last row.
     f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
     f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
 )
@@ -47,7 +48,8 @@ _POSTGRESQL = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
     "INSERT INTO task_names SELECT id, name_folded FROM tasks",
-    # New entries wait in a short list, of a few KiB, since the request that fills it sorts them in.
+    # The list of new entries is short, 256 KiB, since the request that fills it adds them to the
+    # index.
     "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
     "WITH (gin_pending_list_limit = 256)",
     "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -59,15 +61,15 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
-# The SQLSTATEs of a missing extension: no such file, not supported, not allowed, and no such
-# operator class in the search path.
+# The SQLSTATEs if the extension cannot be used: no such file, not supported, not permitted, and no
+# such operator class in the search path.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 AND EXISTS (SELECT 1 FROM pragma_module_list WHERE name = 'fts5') "
     "FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
     "AND name IN ('task_names_rename', 'task_names_delete')"
 )
-# The row numbers of all tasks whose names may have the part.
+# The row numbers of all tasks whose names may contain the text.
 CANDIDATES = text(
     "SELECT rowid AS id FROM task_names WHERE task_names MATCH :trigrams "
     "UNION ALL SELECT id FROM task_names_outdated "
@@ -107,7 +109,7 @@ def is_usable(connection: Connection, part: str = "any") -> bool:
 
 
 def ensure(connection: Connection) -> None:
-    """Create the index if it is missing; without FTS5 or pg_trgm there is none."""
+    """Create the index if it is missing and the database supports it, with FTS5 or pg_trgm."""
     if is_usable(connection):
         return
     definitions, schema = _DEFINITIONS, None
@@ -131,18 +133,18 @@ def is_behind(connection: Connection) -> bool:
 
 
 def update(connection: Connection) -> None:
-    """Remove a batch of outdated names from the index, and add a batch of new ones; on SQLite."""
+    """On SQLite, remove a batch of outdated names from the index and add a batch of new names."""
     for statement in _UPDATE:
         connection.execute(text(statement), {"batch": BATCH})
 
 
 def trigram_query(part: str) -> str | None:
-    """The FTS5 query for names with all trigrams of a case-folded part; None if it has none."""
+    """The FTS5 query for names with all trigrams of a case-folded text; None if it is too short."""
     trigrams = dict.fromkeys(part[start : start + 3] for start in range(len(part) - 2))
     quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
     return " AND ".join(f'"{trigram}"' for trigram in quoted) or None
 
 
 def like_pattern(part: str) -> str:
-    """The LIKE pattern for names with a case-folded part."""
+    """The LIKE pattern for names that contain a case-folded text."""
     return "%" + re.sub("[%_/]", r"/\g<0>", part) + "%"

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: their time limits, and types of values."""
+"""Connections to PostgreSQL with a time limit, and how they read times."""
 
 import time
 from collections.abc import Generator
@@ -9,23 +9,23 @@ from typing import Any
 from psycopg import Connection, Error, InternalError, OperationalError
 from psycopg.adapt import Loader
 
-# The time limit in seconds for a server to confirm that it cancelled a statement.
+# How long, in seconds, to wait until the server confirms that it cancelled a statement.
 CANCEL_SECONDS = 1.0
 
 
 class TimedConnection(Connection[Any]):
-    """A connection that is closed when a statement or commit takes over `statement_seconds`.
+    """A connection that is closed if a statement or commit takes longer than `statement_seconds`.
 
-    It then fails with OperationalError. The statement is cancelled, so that the server releases its
-    locks; a commit is not.
+    The statement or commit then fails with OperationalError. A statement is also cancelled, so that
+    the server releases its locks, but a commit is not.
     """
 
-    # While a commit waits for a standby, a cancel would make it succeed without the standby, and
-    # others would see its writes. PostgreSQL waits even after the client has disconnected.
+    # If a commit that waits for a standby were cancelled, it would succeed without the standby, and
+    # other clients would see its writes. PostgreSQL waits even after the client has disconnected.
     #
     # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
-    # would apply to other clients' transactions, and a transaction for each read would take half as
-    # long again. A server whose processes are stopped would not respond in time either.
+    # would apply to other clients' transactions, and a transaction for each read would make reads
+    # take half as long again. Also, a server whose processes are stopped could not enforce a limit.
     statement_seconds = inf
     _is_committing = False
 
@@ -40,13 +40,14 @@ class TimedConnection(Connection[Any]):
         try:
             return super().wait(self._within_limit(steps), *options, **keywords)
         except InternalError as error:
-            # psycopg counts the results of a BEGIN or COMMIT: the last message is one more.
+            # psycopg counts the results of a BEGIN or COMMIT, and the message with which the server
+            # ends the connection is an unexpected result.
             if not self.broken:
                 raise
             raise OperationalError("the server has ended the connection") from error
 
     def _within_limit(self, steps: Any) -> Generator[Any, Any, Any]:
-        """Forward psycopg's steps, which occur at least every tenth of a second."""
+        """Forward psycopg's steps, at least ten each second, until the time limit."""
         until = time.monotonic() + self.statement_seconds
         try:
             step = next(steps)
@@ -63,6 +64,6 @@ class TimedConnection(Connection[Any]):
 
 class TimestampLoader(Loader):
     def load(self, data: Any) -> str:
-        """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
+        """`2026-11-24 13:36:00.12+00` becomes `2026-11-24T13:36:00.120Z`."""
         seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")
         return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"

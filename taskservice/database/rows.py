@@ -1,4 +1,4 @@
-"""The types of rows, which follow from the models: mypy reports a misspelt column."""
+"""The types of rows, derived from the models, so that mypy reports a misspelt column."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,16 +6,16 @@ if TYPE_CHECKING:
     from taskservice.database import models
 
     class _Row:
-        """A named tuple, or a namespace with the same names: columns, and additional values."""
+        """A named tuple or a namespace, with the columns of the model and additional values."""
 
         def _asdict(self) -> dict[str, Any]: ...
 
     class AgentRow(models.Agent, _Row):
-        # The newest start of a task; None without tasks.
+        # When the newest task was started; None if the agent has no tasks.
         last_used_at: str | None
 
     class HookRow(models.Hook, _Row):
-        # Null unless it fails.
+        # None unless the hook fails.
         failing_since: str | None
 
     class KeyRow(models.ApiKey, _Row):
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     class TaskRow(models.Task, _Row):
         log_id: int | None
-        # In a list, unless it is large.
+        # Only in a list, and None for a large task.
         json: bytes | None
         # The text of a small log.
         lines: str | None

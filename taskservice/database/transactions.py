@@ -1,4 +1,4 @@
-"""Connections for reads and writes, and how writers take turns."""
+"""Reads and write transactions, with connections for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,14 +16,14 @@ from taskservice.database.types import AnySelect, database_now
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Maximum number of repetitions of a transaction that conflicts with another.
+# The maximum number of retries of a transaction that conflicts with another transaction.
 MAX_RETRIES = 10
 _NOW = Statement[Any](select(database_now()))
 
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """A connection in a write transaction, committed at the end or rolled back on an error."""
+    """A connection in a write transaction, which is committed, or rolled back after an error."""
     end_shared_reading()
     database = resources.find(Database)
     if database.writer_queue is None:
@@ -51,7 +51,7 @@ def read_snapshot() -> Iterator[Connection]:
 
 
 class SharedReading:
-    """One connection for all reads of a request, which the first of them acquires."""
+    """A connection that all reads of a request share, and that the first read acquires."""
 
     def __init__(self, connections: KeptConnections) -> None:
         self._connections = connections
@@ -78,14 +78,15 @@ class SharedReading:
 def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
-    All reads of an API request share one, from `share_reading` to `end_shared_reading`, at the
-    latest until the response is sent. Each read for a dashboard page has its own.
+    All reads of an API request share a connection, from `share_reading` to `end_shared_reading`, at
+    the latest until the response is sent. For a dashboard page, each read uses a separate
+    connection.
     """
     return g.get("reading") or resources.find(Database).reads.use()
 
 
 def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
-    """The rows of a select, or of a `Statement`, in a separate block."""
+    """The rows of a SELECT, which can be a `Statement`."""
     with reading() as connection:
         if isinstance(statement, Statement):
             return statement.all(connection, **values)
@@ -93,14 +94,14 @@ def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
 
 
 def read_one(statement: Any, /, **values: Any) -> Any | None:
-    """The row, or None; for a statement that finds at most one."""
+    """The row, or None, of a statement that returns at most one row."""
     return next(iter(read_all(statement, **values)), None)
 
 
 def in_pages(
     rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
 ) -> Iterator[Sequence[Any]]:
-    """All rows, sorted by these of their columns, in separate reads of `count` rows."""
+    """All rows, sorted by the columns in `order`, in separate reads of `count` rows."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
     while page_rows := read_all(after, **(values or {})):
@@ -130,14 +131,14 @@ def database_time() -> str:
 
 def current_time(connection: Connection) -> str:
     """The current time by the clock of this connection's database, read inside its transaction."""
-    # `finishedAt` is stored by this clock. So `sort=finishedAt` is correct across machines, and a
-    # machine with a wrong clock cannot make a task appear old enough to be removed.
+    # `finishedAt` is a time of this clock, so that `sort=finishedAt` is correct across machines,
+    # and a machine with a wrong clock cannot make a task appear old enough to be removed.
     now: str = _NOW.scalar(connection)
     return now
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
-    """Retry a transaction that violated a constraint, since rows changed after its SELECT."""
+    """Retry a transaction that violated a constraint because rows changed after its SELECT."""
 
     @wraps(function)
     def again(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""The base of all tables, and our own column types and SQL functions."""
+"""The base class of all tables, the column types, and the SQL functions."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ from taskservice.database.clock import hyphenated
 class Timestamp(TypeDecorator[str]):
     """A time as RFC 3339 text in UTC with milliseconds, which sorts by time."""
 
-    # SQLite stores the text itself, so that nothing is converted between the disk and the response.
-    # PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
+    # SQLite stores the text itself, which needs no conversion for a response. PostgreSQL stores a
+    # `timestamptz(3)`, which its connections read as this text.
     impl = String(24)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            # Imported here: SQLite does not need this dialect, and loading it slows the start.
+            # Imported here, since SQLite does not need this dialect, which slows the start.
             from sqlalchemy.dialects.postgresql import TIMESTAMP
 
             return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
@@ -48,7 +48,7 @@ class Timestamp(TypeDecorator[str]):
 
 
 class _Identifier(Uuid[str]):
-    """A UUID as text. SQLite stores its digits; PostgreSQL a `uuid`, which is read as text."""
+    """A UUID as text. SQLite stores its digits; PostgreSQL stores a `uuid`, read as text."""
 
     def __init__(self) -> None:
         super().__init__(as_uuid=False)
@@ -63,7 +63,7 @@ Identifier = _Identifier()
 
 
 def has_prefix(column: Any, prefix: str) -> ColumnElement[bool]:
-    """Whether the UUID in a column begins with these digits, with hyphens or without."""
+    """Whether the UUID in a column begins with these digits, with or without hyphens."""
     digits = prefix.replace("-", "").lower()
     if not re.fullmatch("[0-9a-f]{1,32}", digits):
         return false()
@@ -73,7 +73,7 @@ def has_prefix(column: Any, prefix: str) -> ColumnElement[bool]:
 
 
 class ListParameter(TypeDecorator[Sequence[Any]]):
-    """A list of values of one type as one parameter, so that its length does not change the SQL."""
+    """A list of values as a single parameter, so that the SQL does not depend on its length."""
 
     impl = Text
     cache_ok = True
@@ -95,7 +95,7 @@ class ListParameter(TypeDecorator[Sequence[Any]]):
 
 
 class _Function(FunctionElement[Any]):
-    """SQL that differs between the databases; `{0}` is the first argument, `{all}` are all."""
+    """SQL that differs between databases; `{0}` is the first argument, `{all}` all arguments."""
 
     inherit_cache = True
     sqlite: str
@@ -110,7 +110,7 @@ def _compile(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
 
 
 class Base(DeclarativeBase):
-    """The base of all tables, which names their constraints."""
+    """The base class of all tables; it defines the names of their constraints."""
 
     metadata = MetaData(
         naming_convention={
@@ -125,14 +125,14 @@ class Base(DeclarativeBase):
 
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 if TYPE_CHECKING:
-    # mypy does not take an attribute for a class.
+    # mypy does not accept an attribute as a base class.
     Model = Base
 else:
     Model = db.Model
 
 
 class database_now(_Function):
-    """SQL for the time `seconds` from now, by the database's clock, which all nodes share."""
+    """SQL for the time `seconds` from now by the database's clock, which all nodes share."""
 
     inherit_cache = True
     type = Timestamp()
@@ -144,36 +144,36 @@ class database_now(_Function):
 
 
 def time_from_now(seconds: Any = 0.0) -> Any:
-    """Like `database_now`, but computed once, so that PostgreSQL can use an index to compare."""
+    """Like `database_now`, but computed once, so that PostgreSQL can use an index for it."""
     return select(database_now(seconds)).scalar_subquery()
 
 
 def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
-    """A separate class, since SQLAlchemy caches compiled statements by the parts' classes."""
+    """A class for an SQL function; SQLAlchemy caches statements by the classes of their parts."""
     attributes = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
     return type("_Function", (_Function,), attributes)
 
 
-# Whether the list in a parameter of the type `ListParameter` contains a value. Not a Boolean, which
-# would be compared to 1 on SQLite, which then does not use an index.
+# Whether the list in a parameter of the type `ListParameter` contains a value. The type is not a
+# Boolean, since SQLite would compare that to 1, and then not use an index.
 in_list = _function(NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})")
 a_day_after = _function(
     Timestamp(), "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, '+1 day')", "({0} + interval '1 day')"
 )
-# The length of a text in bytes, where `length` counts characters.
+# The length of a text in bytes, whereas `length` counts characters.
 byte_length = _function(Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
-# The position of a part in a text, from 1; 0 if the text does not contain it. SQLite's LIKE treats
-# several characters, such as U+FFFE and U+FFFF, as U+FFFD.
+# The position of the second argument in the first, from 1, or 0 if it is not contained. LIKE is not
+# used, since SQLite's LIKE treats several characters, such as U+FFFE and U+FFFF, as U+FFFD.
 position_in_text = _function(Integer(), "instr({all})", "strpos({all})")
-# A text in which the ASCII letters are lower case, and no others changed.
+# A text whose ASCII letters are converted to lower case; other characters do not change.
 ascii_lower = _function(Text(), "lower({0})", 'lower({0} COLLATE "C")')
-# The texts of several rows in one, with line feeds between them, in their order.
+# The texts of several rows, in their order, joined by line feeds.
 joined_by_line_feed = _function(
     Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
 )
-# A text in which each `%s` is replaced by the next value.
+# The first argument, in which each `%s` is replaced by the next argument.
 formatted = _function(Text(), "printf({all})", "format({all})")
-# A text as a JSON string, as orjson writes it, or `null`.
+# A text as a JSON string, in the same form as orjson, or `null`.
 json_string = _function(Text(), "json_quote({0})", "coalesce(to_json({0})::text, 'null')")
 _id_text = _function(
     Text(),
@@ -185,12 +185,12 @@ _time_text = _function(Text(), "{0}", """to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.M
 
 
 def api_text(column: Any) -> _Function:
-    """SQL for an ID or a time as the API writes it."""
+    """SQL for an ID or a time in the format of the API."""
     return _id_text(column) if isinstance(column.type, _Identifier) else _time_text(column)
 
 
 class _Utf8(UserDefinedType[bytes]):
-    """The bytes that `utf8` returns."""
+    """The result of `utf8`, read as bytes."""
 
     cache_ok = True
 
@@ -200,8 +200,8 @@ class _Utf8(UserDefinedType[bytes]):
         return lambda text: None if text is None else text.encode()
 
 
-# A text as UTF-8: a string in Python can take four times its size. PostgreSQL's driver reads bytes
-# slower than text.
+# A text as UTF-8, since a Python string can take four times as much memory. PostgreSQL returns
+# text, which is then encoded, since its driver reads bytes more slowly than text.
 utf8 = _function(_Utf8(), "CAST({0} AS BLOB)", "{0}")
 
 
@@ -213,10 +213,13 @@ def is_among(column: Any, name: str) -> _Function:
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
-# The approximate number of bytes that one read takes into memory.
+# The approximate number of bytes that a read loads into memory.
 PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
-    """How many rows to read next for about PAGE_BYTES, if `count` had `size`: 1 to `maximum`."""
+    """The number of rows to read next, from 1 to `maximum`, to read about PAGE_BYTES.
+
+    The last `count` rows that were read had `size` bytes.
+    """
     return max(1, min(maximum, 4 * count, count * PAGE_BYTES // max(size, 1)))

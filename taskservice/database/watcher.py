@@ -1,4 +1,4 @@
-"""Notices writes of any process to the database, and wakes the threads that wait for changes."""
+"""Detects writes of any process to the database, and wakes the threads that wait for changes."""
 
 import logging
 import threading
@@ -18,12 +18,13 @@ from taskservice.database.transactions import reading
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-# Added for each watching thread: after a change all of them read, which delays other requests.
+# Added to POLL_SECONDS for each watching thread, since all of them read the database after a
+# change, which delays other requests.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 
-# A cheap query whose result changes exactly when something is committed.
+# A cheap query for each database, whose result changes exactly when a transaction is committed.
 CHANGE_QUERIES = {
     "sqlite": "PRAGMA data_version",
     "postgresql": "SELECT pg_current_snapshot()::text",
@@ -31,7 +32,7 @@ CHANGE_QUERIES = {
 
 
 def change_marker() -> Hashable:
-    """A value that changes with each commit, of any process."""
+    """A value that changes with each commit of any process."""
     database = resources.find(Database)
     if database.files is not None:
         return database.files.data_version()
@@ -42,7 +43,7 @@ def change_marker() -> Hashable:
 class Watcher:
     """Polls the database up to 20 times a second, in one thread, while any thread is `watching`.
 
-    So as not to miss a change: read `changes`, then the database, then `wait`.
+    To miss no change, a thread reads `changes`, then reads the database, and then calls `wait`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -67,7 +68,7 @@ class Watcher:
                 self._watching -= 1
 
     def wait(self, since: int, seconds: float) -> None:
-        """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
+        """Return if `changes` differs from `since`, after `seconds`, or if the process stops."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
@@ -83,12 +84,12 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # It is used for long, so it must not reduce the connections of the pool.
+                    # The connection is used for long, so it must not occupy a slot of the pool.
                     connection.detach()
                     self._poll(connection)
             except Exception as error:
                 logger.error("Can't watch the database: %s", error)
-                # The waiting threads read the database, get the same error, and report it.
+                # The waiting threads then read the database, and report the same error.
                 self.wake()
                 resources.stopping.wait(PAUSE_SECONDS)
 
@@ -97,7 +98,8 @@ class Watcher:
         before = None
         while self._is_wanted():
             now = connection.exec_driver_sql(query).scalar()
-            # The first poll counts as a change: a thread may have read the database before it.
+            # The first poll counts as a change, since the database may have changed after a thread
+            # read it and before this poll.
             if now != before:
                 before = now
                 self.wake()
@@ -113,7 +115,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot that a user's stream or wait holds; once `is_over`, another one holds it."""
+    """A slot that a stream or wait of a user holds, until it is released or `is_over` is true."""
 
     user_id: str
     is_stream: bool = False
@@ -125,22 +127,22 @@ class WaitSlot:
 class WaitSlots:
     """Limits the number of threads that streams and waits use.
 
-    One user may hold all slots while no other user wants one. If none is free, a user with fewer
-    slots gets one from the user with the most, and a stream gets one from a wait of the same user:
-    a wait that ends early is just repeated. The oldest wait loses its slot, or the oldest stream if
-    there is no wait. `wake` notifies the loser. Viewers of links hold at most a quarter of the
-    slots, at least one. They share these in the same way, by user and then by link, and take none
-    from others.
+    A user can hold all slots while no other user needs a slot. If no slot is free, a user with
+    fewer slots takes a slot from the user with the most, and a stream takes a slot from a wait of
+    the same user, since the client simply repeats a wait that ends early. The oldest wait loses its
+    slot, or the oldest stream if there is no wait; `wake` notifies its thread. Viewers of links
+    hold at most a quarter of the slots, but at least one slot. They share these slots in the same
+    way, by user and then by link, and take no slots from requests with keys.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
         self._count, self._wake = count, wake
         self._lock = threading.Lock()
-        # In the order in which they were acquired.
+        # The slots in the order in which they were acquired.
         self._held: list[WaitSlot] = []
 
     def acquire(self, slot: WaitSlot) -> bool:
-        """Hold this slot until `release`; False if it is not free."""
+        """Hold a slot until `release`; returns false if no slot is available."""
         with self._lock:
             has_room = len(self._held) < self._count
             if slot.link_id:
@@ -167,7 +169,7 @@ class WaitSlots:
             losers = [slot for slot in of_user if not slot.is_stream]
         if not losers:
             return False
-        # The first, which is the oldest.
+        # `min` returns the first match, which is the oldest.
         given_up = min(losers, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True
@@ -178,17 +180,17 @@ class WaitSlots:
 def _of_most(
     slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], new_slot: WaitSlot
 ) -> list[WaitSlot]:
-    """The slots of the owner with the most; none if the owner of `new_slot` has about as many."""
+    """The slots of the owner with the most slots; none if `new_slot`'s owner has about as many."""
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
-    # Otherwise two owners would take the last slot from each other repeatedly.
+    # Otherwise, two owners would repeatedly take the same slot from each other.
     if most <= counts[owner(new_slot)] + 1:
         return []
     return [slot for slot in slots if counts[owner(slot)] == most]
 
 
 def init_app(app: Flask, waits: int) -> None:
-    """Provide the watcher of `app`, and slots for this number of waits and streams."""
+    """Provide the watcher of `app`, and slots for `waits` streams and waits."""
     watcher = Watcher(resources.find(Database, app).reads.engine)
     resources.provide(app, watcher)
     resources.provide(app, WaitSlots(waits, watcher.wake))

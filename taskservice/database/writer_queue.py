@@ -1,4 +1,4 @@
-"""Lets writers of one SQLite file take turns, and waiting writers share one commit."""
+"""Lets writers of an SQLite file take turns, and lets waiting writers share a commit."""
 
 import math
 import os
@@ -14,23 +14,24 @@ from sqlalchemy.exc import OperationalError
 from taskservice.database.connections import KeptConnections
 from taskservice.database.files import lock
 
-# The first writers of a group wait until the last one has written.
+# Limits of a group of writers, since the first writer waits until the last writer has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
-# After this time the database counts as locked by another process, and only a few threads may wait.
+# After this time, the database counts as locked by another process, and fewer threads may wait.
 BLOCKED_SECONDS = 0.5
 
 
 class WriterQueue:
-    """The queue of all threads and processes that want to write to one SQLite file.
+    """The queue of all threads and processes that write to an SQLite file.
 
-    In SQLite's own wait, a writer sleeps and retries, and others can overtake it for seconds.
-    Here threads wait for a lock, and the process whose turn it is holds a lock on a file. A write
-    mostly waits for its commit, so a writer leaves its transaction open for a writer that waits
-    already; the last one commits for all of them, and each gets the outcome of this commit.
+    If a writer waited for SQLite's lock, it would sleep and retry, and other writers could overtake
+    it for seconds. Instead, threads wait for a lock, and the process whose turn it is holds a lock
+    on a file. Most of the time of a write is its commit. Therefore, a writer leaves its transaction
+    open for a writer that already waits; the last writer commits for all of them, and each writer
+    receives the outcome of this commit.
 
     While another process locks the database, at most half of the `threads` of this process wait for
-    it, so that the others can read.
+    it, so that the other threads can read.
     """
 
     def __init__(self, database: str | None, threads: int = 16) -> None:
@@ -46,7 +47,7 @@ class WriterQueue:
 
     @contextmanager
     def turn(self, seconds: float) -> Iterator[None]:
-        """Hold the turn to write; raises OperationalError if that takes over `seconds`."""
+        """Hold the turn to write; raises OperationalError if the wait exceeds `seconds`."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
@@ -63,7 +64,7 @@ class WriterQueue:
 
     @contextmanager
     def transaction(self, connections: KeptConnections, seconds: float) -> Iterator[Connection]:
-        """A connection in a write transaction. Raises OperationalError after `seconds`."""
+        """A connection in a write transaction; raises OperationalError like `turn`."""
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
@@ -81,7 +82,7 @@ class WriterQueue:
             group.wait()
 
     def _acquire(self, seconds: float) -> "_Group | None":
-        """Wait for the turn of this thread; returns the group that the previous one left open."""
+        """Wait for this thread's turn; returns the group that the previous thread left open."""
         with self._lock:
             self._waiting += 1
         has_turn = self._await_turn(seconds)
@@ -95,7 +96,7 @@ class WriterQueue:
             return group
 
     def _await_turn(self, seconds: float) -> bool:
-        """Wait for the turn of this thread; false at once if too many threads wait already."""
+        """Wait for this thread's turn; returns false at once if too many threads already wait."""
         if not self._is_blocked():
             soon = min(seconds, 2 * BLOCKED_SECONDS)
             if self._threads.acquire(timeout=soon):
@@ -142,7 +143,7 @@ class WriterQueue:
 
 
 class _Group:
-    """A transaction of several writers, one after the other, and the turn of this process."""
+    """A transaction that several writers use in turn, with the file lock of this process."""
 
     def __init__(self, connections: KeptConnections, held: int, until: float) -> None:
         self._connections, self._held = connections, held
@@ -157,7 +158,7 @@ class _Group:
             undo.callback(self._connection.close)
             driver: Any = self._connection.connection.driver_connection
             self._driver = driver
-            # The waits for the turn and for SQLite's own lock have the same deadline.
+            # The wait for SQLite's lock ends at the same deadline as the wait for the turn.
             milliseconds = max(0, int((until - time.monotonic()) * 1000))
             driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
             self._connection.begin()
@@ -170,7 +171,7 @@ class _Group:
 
     @contextmanager
     def part(self) -> Iterator[Connection]:
-        """The connection for one writer, whose error undoes its own writes only."""
+        """The connection for a writer, whose error undoes only the writes of this writer."""
         self._parts += 1
         if self._parts > 1:
             with self._connection.begin_nested():
@@ -190,7 +191,7 @@ class _Group:
                     self._commit()
             finally:
                 self._connections.release(self._connection)
-            # If the files were replaced, the next start would not find the committed data.
+            # Detects that the files were replaced; the next start would not find the writes then.
             self._connections.is_usable(self._driver)
         except BaseException as error:
             self._error = error
@@ -199,7 +200,7 @@ class _Group:
             self._ended.set()
 
     def _commit(self) -> None:
-        # SQLite ends a transaction by itself when, for example, the disk is full.
+        # SQLite ends a transaction itself if, for example, the disk is full.
         if not self._is_in_transaction():
             raise OperationalError("COMMIT", None, RuntimeError("SQLite has rolled back"))
         try:
@@ -213,9 +214,9 @@ class _Group:
         return not self._connection.invalidated and self._driver.in_transaction
 
     def wait(self) -> None:
-        """Return when everything is committed; raises OperationalError if the commit failed."""
+        """Wait for the commit of the group; raises OperationalError if it failed."""
         self._ended.wait()
         if self._error is not None:
-            # Each writer gets its own error, since several threads raise it.
+            # A separate error for each writer, since several threads raise it.
             cause = getattr(self._error, "orig", None) or self._error
             raise OperationalError("COMMIT", None, cause) from self._error

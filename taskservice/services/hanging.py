@@ -100,7 +100,7 @@ def _state(
     if task.late_at is not None and task.late_at > task.claimed_at:
         if task.late_at <= now:
             due_at = datetime.fromisoformat(task.due_at)
-            return f"the next run was due at {due_at:%H:%M} UTC, and this one still runs", None
+            return f"the next run was due at {due_at:%H:%M} UTC, and this run has not ended", None
         times.append(task.late_at)
     silent_at = clock.moved(task.updated_at, SILENT_SECONDS)
     if silent_at > now:

@@ -101,9 +101,9 @@ def import_from(file: BinaryIO) -> ImportResult:
                 importer.add(line)
             if not importer.is_complete:
                 importer.number += 1
-                raise ValueError("the end is missing: the export was cut off")
+                raise ValueError("the line of type end is missing: the export is incomplete")
         except IntegrityError as error:
-            reason = "does not fit the database: " + str(error.orig).partition("\n")[0]
+            reason = "conflicts with the database: " + str(error.orig).partition("\n")[0]
         except (Problem, ValidationError) as error:
             reason = " ".join(sentences(from_exception(error).members["errors"]))
         except ValueError as error:
@@ -159,7 +159,7 @@ class _Importer:
             self._end_task()
             getattr(self, f"_add_{kind}")(fields)
         elif self._task is None or self._task.fields["id"] != fields["taskId"]:
-            raise invalid({"taskId": ["Is not the task before it."]})
+            raise invalid({"taskId": ["Must be the ID of the preceding task."]})
         else:
             getattr(self, f"_add_{kind}")(fields, self._task)
 
@@ -205,7 +205,7 @@ class _Importer:
     def _add_task(self, fields: dict[str, Any]) -> None:
         user_id, error = self._user_id(fields), fields["error"] or {}
         if (user_id, fields["agentId"]) not in self._agents:
-            raise invalid({"agentId": ["No line before this one has this agent."]})
+            raise invalid({"agentId": ["No earlier line contains this agent."]})
         self._count += 1
         is_new = self._is_new(Task, fields["id"], user_id)
         self._task = _FileTask(fields, self.number, is_new, fields["firstLog"] - 1)
@@ -241,7 +241,7 @@ class _Importer:
         is_open = fields["state"] == terms.OPEN
         task.open_questions += is_open
         if is_open and task.fields["status"] != terms.RUNNING:
-            raise invalid({"state": ["The task has ended, so it asks nothing."]})
+            raise invalid({"state": ["The task has ended, so it cannot have an open question."]})
         if task.open_questions > terms.MAX_OPEN_QUESTIONS:
             detail = f"More than {terms.MAX_OPEN_QUESTIONS} questions of the task are open."
             raise invalid({"state": [detail]})
@@ -315,11 +315,11 @@ class _Importer:
 
     def _add_end(self, fields: dict[str, Any]) -> None:
         if fields["tasks"] != self._count:
-            raise ValueError(f"tasks: there are {self._count}")
+            raise ValueError(f"tasks: the export contains {self._count}")
 
     def _user_id(self, fields: Mapping[str, Any]) -> str:
         if fields["userId"] not in self._users:
-            raise invalid({"userId": ["No line before this one has this user."]})
+            raise invalid({"userId": ["No earlier line contains this user."]})
         return self._users[fields["userId"]]
 
     def _is_new(self, model: type[Hook] | type[Task], row_id: str, user_id: str) -> bool:

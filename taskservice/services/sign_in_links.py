@@ -54,7 +54,7 @@ def create(caller: Caller, key_name: str | None = None) -> Any:
         if key_name is not None:
             key_id = _key(connection, caller.user_id, key_name).id
         if caller.access != FULL and key_id != caller.key_id:
-            raise Problem(403, "A read key can sign in only itself", code=READ_ONLY)
+            raise Problem(403, "A read key can't create a link for another key", code=READ_ONLY)
         return _insert(connection, caller.user_id, key_id)
 
 
@@ -73,7 +73,7 @@ def _key(connection: Connection, user_id: str, name: str | None) -> KeyRow:
     keys = _KEYS.where(ApiKey.access == FULL if name is None else ApiKey.name == name)
     rows = connection.execute(keys, {"user_id": user_id, "now": clock.now()}).all()
     if not rows:
-        raise invalid({"keyName": ["No such valid key that a person can sign in with."]})
+        raise invalid({"keyName": ["There is no such key with which a person can sign in."]})
     return cast(KeyRow, rows[0] if name is None else rows[-1])
 
 

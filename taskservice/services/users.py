@@ -101,7 +101,7 @@ def add_key(
     """Create a key for any user; returns the key with its `text`. Raises 404, 409 and 422."""
     _check_name(name)
     if login and (name != name.strip() or "," in name):
-        raise invalid({"name": ["A proxy can't send it: no comma, and no space at either end."]})
+        raise invalid({"name": ["Must not have a comma, nor a space at either end."]})
     try:
         with transaction() as connection:
             user_id = get_id(connection, user_name)

@@ -401,7 +401,7 @@ def test_lines_of_an_export_are_documented(source: Place, receiver: Receiver) ->
 
 # --- refused -----------------------------------------------------------------------------
 
-REUSED = "does not fit the database: "
+REUSED = "conflicts with the database: "
 WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "missing field": ("task", lambda line: line.pop("status"), "status: Missing data"),
     "name of another type": ("user", lambda line: line.update(name={}), "name: Not a valid string"),
@@ -420,7 +420,7 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "too many lines": ("task", lambda line: line.update(logCount=9_999), "logCount: The last line"),
     "too many bytes": ("task", lambda line: line.update(logBytes=10**7), "logBytes: The log has"),
     "a full log": ("task", lambda line: line.update(logBytes=10**15), "logBytes: Must be"),
-    "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: there are"),
+    "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: the export contains"),
     "wrong cron": (
         "agent",
         lambda line: line.update(expect={"cron": "x", "timeZone": "UTC", "grace": 0}),
@@ -440,10 +440,14 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "unanswered": ("question", lambda line: line.update(answer=None), "answer: Must match"),
     "wrong answer": ("question", lambda line: line.update(answer={"a": 1}), "content.a: Unknown"),
     "question of another task": (
-        "question", lambda line: line.update(taskId=OTHER_ID), "taskId: Is not the task before it."
+        "question",
+        lambda line: line.update(taskId=OTHER_ID),
+        "taskId: Must be the ID of the preceding task.",
     ),
     "log of another task": (
-        "log", lambda line: line.update(taskId=OTHER_ID), "taskId: Is not the task before it."
+        "log",
+        lambda line: line.update(taskId=OTHER_ID),
+        "taskId: Must be the ID of the preceding task.",
     ),
     "wrong callback": (
         "task", lambda line: line.update(callback="http://["), "callback: The URL has no valid host"
@@ -507,7 +511,7 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(source: 
     )
     _, errors = closed.communicate(timeout=60)
     assert (closed.returncode, len(errors.splitlines())) == (1, 1)
-    assert "the export was cut off" in errors
+    assert "the export is incomplete" in errors
 
 
 @both_ways

@@ -143,7 +143,7 @@ def test_task_that_runs_when_the_next_is_overdue_hangs_and_its_agent_is_not_late
     clocks.go_on_with(maintenance, seconds=100)
     assert hanging(alice) == [task["id"]]
     (item,) = attention(alice)
-    expected = f"The next run was due at {due_at[11:16]} UTC, and this one still runs"
+    expected = f"The next run was due at {due_at[11:16]} UTC, and this run has not ended"
     assert item["text"] == expected
     health = expect(alice.get("/agent/summarizer?expand=health"), 200)["health"]
     assert health["lateSince"] is None

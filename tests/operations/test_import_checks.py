@@ -310,11 +310,14 @@ def test_lines_of_one_task_change_no_other_task(app: Flask, exported: list[Json]
     for kind in ("question", "delivery", "log"):
         lines = copy.deepcopy(exported)
         of_kind(lines, kind)["taskId"] = task["id"]
-        assert "taskId: Is not the task before it." in str(load(app, to_bytes(lines)))
+        assert "taskId: Must be the ID of the preceding task." in str(load(app, to_bytes(lines)))
     first = next(number for number, line in enumerate(exported) if line["type"] == "task")
     void = {"type": "void", "taskId": task["id"]}
     lines = [*exported[: first + 1], void, *exported[first + 1 :]]
-    assert load(app, to_bytes(lines)) == f"line {first + 2}: taskId: Is not the task before it."
+    assert (
+        load(app, to_bytes(lines))
+        == f"line {first + 2}: taskId: Must be the ID of the preceding task."
+    )
     assert bob.task(task) == task
 
 
