@@ -102,7 +102,7 @@ def is_well_formed(text: str) -> bool:
 def digest(text: str) -> str:
     """The SHA-256 of a key or a token, in hexadecimal; only this digest is stored.
 
-    Their random bits are too many to guess, so a slow hash is not necessary.
+    A key or a token has too many random bits to be guessed, so a slow hash is not necessary.
     """
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -190,7 +190,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
 
 def valid_key(text: str, now: str) -> KeyRow:
-    """The key with this text; unless it is valid, raises a 401, which is always the same."""
+    """The valid key with this text; otherwise raises 401, without the reason."""
     key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
         raise invalid_key()
@@ -206,7 +206,7 @@ def set_caller(key: KeyRow, now: str) -> Caller:
 
 
 def authenticate_link(token: str) -> None:
-    """Set `caller` from the token of a link; unless it is valid, raises always the same 404."""
+    """Set `caller` from the token of a link; raises 404, without the reason, unless it is valid."""
     share_reading()
     link = require(find(_LINK, digest(token), clock.now()), "link")
     g.caller = Caller(link.user_id, None, link.id, LINK, link.user_name, READ, link.task_id)

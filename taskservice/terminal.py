@@ -167,7 +167,7 @@ _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """The table in at most `columns` characters; first, the current year and empty columns go."""
+    """The table in at most `columns` characters, without the year and empty columns if needed."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]

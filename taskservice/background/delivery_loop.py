@@ -94,7 +94,7 @@ class DeliveryLoop(threading.Thread):
             return 0.0
 
     def _start_attempt(self, leased: Leased) -> None:
-        """Start a thread that sends. Raises RuntimeError if no thread can be started.
+        """Start a thread for an attempt. Raises RuntimeError if no thread can be started.
 
         The delivery is then due again when its lease expires.
         """

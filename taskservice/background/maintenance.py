@@ -120,8 +120,8 @@ class Maintenance(threading.Thread):
         if serving_since is None:
             return
         now, since = self._clock.time, max(serving_since, self._clock.steady_since)
-        # An agent could report without a gap if its task was claimed after `since`. If that was
-        # long ago, the agents of all tasks have had enough time to report again.
+        # An agent could report without a gap if its task was claimed after `since`. If `since` is
+        # long enough ago, the agents of all tasks have had time to report again.
         if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
             since = clock.EARLIEST
         in_batches(partial(hanging.check, now, since))

@@ -19,8 +19,8 @@ from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
-# How many rows a transaction removes, for which other writers wait. A task may have more deliveries
-# than DELIVERIES_PER_BATCH.
+# The maximum number of rows that a transaction removes, while other writers wait. Only a single
+# task with more deliveries than DELIVERIES_PER_BATCH exceeds this limit.
 TASKS_PER_BATCH = 100
 DELIVERIES_PER_BATCH = 1_000
 CHUNKS_PER_BATCH = 1_000
@@ -79,7 +79,7 @@ _DELETE_LOG = delete(Log).where(Log.id == bindparam("log_id"))
 
 
 def sweep(seconds: float = JOB_SECONDS) -> bool:
-    """Remove the lines of logs that were dropped over a minute ago; returns if more may remain."""
+    """Remove the lines of logs that were dropped over a minute ago; returns whether more remain."""
     return in_batches(_sweep_batch, seconds)
 
 
@@ -156,7 +156,7 @@ DAY_SECONDS = 86_400.0
 
 
 def bounds(now: str) -> tuple[str | None, str | None]:
-    """Two times: tasks that ended before the first are removed; before the second, their logs."""
+    """The times before which finished tasks, and the logs of finished tasks, are removed."""
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
     of_tasks, of_logs = (
         clock.moved(now, -count * DAY_SECONDS) if count else None for count in days

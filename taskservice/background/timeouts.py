@@ -32,9 +32,9 @@ from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-# A task does not time out because its agent could not reach the service: after a gap of more than
-# MAX_GAP_SECONDS without a round of maintenance or a serving process, no task times out for this
-# time.
+# A task must not time out only because its agent could not reach the service. Therefore, no task
+# times out for this time after a gap of more than MAX_GAP_SECONDS without a round of maintenance or
+# a serving process.
 GRACE_SECONDS = 300.0
 # A clock that gains or loses more seconds than this between two readings was set.
 MAX_DRIFT_SECONDS = 2.0

@@ -127,7 +127,8 @@ class ApiKey(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
     access: Mapped[str] = mapped_column(server_default=terms.FULL)
-    # Whether the key has no text, but signs in a person whose name, sent by a proxy, is its name.
+    # Whether the key has no text. It then signs in the person whose name, which a proxy sends,
+    # equals the name of the key.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)

@@ -440,7 +440,7 @@ class NewLinesQuerySchema(Schema):
 
     against = fields.uuid(
         "The task to compare with; by default the agent's latest complete task that ended "
-        "before this one started."
+        "before this task started."
     )
 
 

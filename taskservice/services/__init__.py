@@ -1,1 +1,1 @@
-"""The operations of the service, with a module for each noun; only they write for requests."""
+"""The operations of the service, with a module for each noun; requests write through them."""

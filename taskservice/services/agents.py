@@ -114,7 +114,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
 AGENTS_PER_READ = 50  # an agent has up to 20 KB
 MAX_CHOICES = 1_000  # the agents that a form of a page offers
 RECENT = 30  # the last finished tasks, from which an agent's health is computed
-MIN_USUAL = 3  # the complete tasks among the last RECENT that a usual duration requires
+MIN_USUAL = 3  # how many of the last RECENT tasks must be complete for a usual duration
 MAX_RUNNING = 2_000  # the running tasks of a user that are read and counted by agent
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
@@ -217,7 +217,7 @@ def newest_task(agent: AgentRow, max_input: int) -> TaskRow | None:
 
 
 def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str, Load]:
-    """Agent ID -> load, for agents of the caller's user."""
+    """The loads of these agents of the caller's user, by agent ID."""
     user_id = caller.user_id
     with reading() as connection:
         tasks = _RUNNING.all(connection, user_id=user_id)
@@ -311,7 +311,7 @@ MAX_PATH = 200  # characters
 MAX_PER_OUTPUT = 100
 MAX_NUMBERS_BYTES = 8 * 1024
 MAX_BYTES = 4 * 1024 * 1024  # the bytes of outputs that one call reads
-CACHE_SIZE = 1_000  # outputs whose numbers a process caches; the numbers of one take up to 50 KB
+CACHE_SIZE = 1_000  # outputs whose numbers a process caches; each entry takes up to 50 KB
 
 _OUTPUT = Statement[TaskRow](select(Task.output).where(Task.id == bindparam("task_id")))
 

@@ -100,7 +100,7 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
 
 
 def matching_ids(prefix: str) -> Sequence[str]:
-    """At most two IDs, with this prefix, of deliveries of callbacks; they may be of any user."""
+    """At most two IDs that begin with this prefix, of deliveries for callbacks of any user."""
     with reading() as connection:
         matching = select(Delivery.id).where(has_prefix(Delivery.id, prefix), is_of_callback)
         return connection.scalars(matching.limit(2)).all()
@@ -423,7 +423,7 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
 
 
 def _restart(connection: Connection) -> None:
-    """Make a batch of deliveries due, of a hook for programs that was turned on or changed."""
+    """Make a batch of the deliveries of a hook for programs due, after it was turned on."""
     # A random hook, so that a hook with very many deliveries does not delay the others.
     this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people)
     this = this.order_by(func.random()).limit(1)
@@ -573,7 +573,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        # A message for people also concerned deliveries that were not deleted.
+        # A message for people also contained events whose deliveries were not deleted.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
         if hook and leased.hook_id and is_current:
             if leased.leased_at:
@@ -688,9 +688,9 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 
 
 def expire() -> bool:
-    """End a batch of due deliveries, for people or for a hook that is off, that have expired.
+    """End the expired deliveries in a batch that is due, for people or of a hook that is off.
 
-    Those that have not expired become due when they expire. If attempts of a hook for people
+    The other deliveries of the batch become due when they expire. If attempts of a hook for people
     failed, its expired deliveries count as failed. Returns whether more may be due.
     """
     waits = (Hook.state == terms.OFF) | _is_for_people
@@ -769,7 +769,7 @@ def _newest(connection: Connection, task_id: str) -> str | None:
 
 def make_far_due() -> bool:
     """Make deliveries due that are scheduled too far ahead; returns whether more may remain."""
-    # A time beyond the longest delay was set before the clock was set back.
+    # A time that is further ahead than the longest delay was set before the clock was set back.
     limit = time_from_now(LONGEST_DELAY_SECONDS + 60)
     of_people = select(Hook.id).where(Hook.format.in_(terms.PEOPLE_FORMATS))
     has_schedule = is_of_callback | Delivery.hook_id.not_in(of_people)

@@ -353,7 +353,7 @@ def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> 
 def _knows_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
     """Whether the hook was notified that the agent broke.
 
-    A hook that does not select that event counts as notified after enough failures.
+    A hook that does not select this event counts as notified if the agent failed `after` times.
     """
     if f'"{event_kinds.AGENT_BROKEN.name}"' in hook.events:
         return hook.id in told_hooks

@@ -142,7 +142,7 @@ def _stored(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(target: str, kind: str | None) -> dict[str, Any]:
-    """The format, unless `kind` is given, and the name of a target. Raises 422 for no valid URL."""
+    """The default format and name of a hook with this target. Raises 422 for an invalid URL."""
     try:
         kind = kind or hook_targets.format_of(target)
         name = hook_targets.without_secret(target, kind)
@@ -303,7 +303,7 @@ def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
 
 
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Any:
-    """Deliver again now, with a new retry schedule. Raises 404 and 409."""
+    """Make a delivery due now, with a new retry schedule. Raises 404 and 409."""
     this = _DELIVERIES.where(Delivery.id == delivery_id)
     with transaction() as connection:
         hook = _locked(connection, caller, hook_id)

@@ -169,7 +169,7 @@ class _Importer:
         self._count = 0
 
     def _add_user(self, fields: dict[str, Any]) -> None:
-        """Add a user, unless a user with this name exists; the two then count as the same."""
+        """Add a user, or use the existing user with the same name."""
         known_id = self._connection.scalar(select(User.id).where(User.name == fields["name"]))
         user_id = self._users[fields["id"]] = known_id or fields["id"]
         if known_id is None:

@@ -433,7 +433,7 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """The `count` of each task's children, up to a limit, and the number that `failed`, by ID."""
+    """The `count` of each task's children, up to a limit, and how many `failed`, by task ID."""
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
 
@@ -623,7 +623,7 @@ def _summaries_statement(filters: Filters) -> Statement[TaskRow]:
     return Statement(select(*columns, start, asks, names).where(*still_match(filters)))
 
 
-# The maximum number of tasks, the newest, that are checked against the filters and counted.
+# The maximum number of tasks, newest first, that are checked against the filters and counted.
 MAX_COUNTED = 5_000
 CLAIMED = "claimed"
 # The condition of each state: a status, an error type, or waiting, claimed or hanging.

@@ -175,7 +175,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
-    """The chunks of the last `size` bytes of a log, and then of the first. Raises LogDropped."""
+    """The chunks of about the last, and then the first, `size` bytes. Raises LogDropped."""
     until, remaining = row.log_count, size
     for chunk in _chunks_from_end(row):
         yield chunk
@@ -224,7 +224,7 @@ def ends(task_ids: Collection[str]) -> dict[str, str]:
 # Chunks are small, since a whole chunk is read even for a single line.
 CHUNK_BYTES = 64 * 1024
 CHUNK_LINES = 4_096
-# The maximum number of chunks in a read after one of small chunks: if all are large, 16 MiB.
+# The maximum number of chunks that a read returns; if all of them are large, they take 16 MiB.
 CHUNKS_PER_READ = 256
 
 

@@ -1,4 +1,4 @@
-"""Mutes agents. When a mute ends, people are notified of states that began in it and still hold."""
+"""Mutes agents; afterwards, people are notified of states that began during the mute and hold."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime

@@ -78,7 +78,7 @@ _LONG_HEX = re.compile(
 )
 _SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
 _TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-# After the first three letters of a name: no letter precedes them. The name may be abbreviated.
+# Follows the first three letters of a name, and checks that no letter precedes these three.
 _IS_WHOLE = rb"(?<!\w.{3})"
 _MONTH = re.compile(
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"

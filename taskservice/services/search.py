@@ -127,7 +127,10 @@ def search(
 def in_errors(
     caller: Caller, selection: Selection, text: str, after: Position | None, limit: int
 ) -> lists.Positions:
-    """The next tasks whose error message contains `text`, of at most MAX_ERRORS. Raises 503."""
+    """The next tasks whose error message contains `text`. Raises 503.
+
+    At most MAX_ERRORS tasks are searched.
+    """
     tasks = TaskList(caller, selection._replace(status=ERROR))
     with slots.hold(caller.user_id):
         end = tasks.position(after, MAX_ERRORS)

@@ -165,7 +165,7 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the logs of tasks, as if they had been dropped `seconds` ago; see the sweep."""
+    """Detach the logs of tasks, as if they had been dropped `seconds` ago."""
     dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
