@@ -115,8 +115,8 @@ def test_documented_time_of_a_server_that_does_not_answer_is_in_the_code() -> No
         "docs/operate/monitoring.md", "## When the database is unavailable"
     )
     once = engine.BUSY_SECONDS * engine.STATEMENT_FACTOR + postgresql.CANCEL_SECONDS
-    assert "does not even respond" in cause
-    assert seconds == f"{once:g} s once, then {engine.BUSY_SECONDS:g} s"
+    assert "does not respond" in cause
+    assert seconds == f"{once:g} s for the first request, then {engine.BUSY_SECONDS:g} s"
 
 
 def test_documented_files_are_in_the_data_directory(tmp_path: Path) -> None:
