@@ -9,6 +9,7 @@ from taskservice.cli import options
 from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.database.transactions import reading
+from taskservice.errors import require
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
@@ -84,7 +85,8 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
     with service_app():
-        delivery = _dump(delivery_service.find(_whole_id(delivery_id)))
+        row = delivery_service.find(_whole_id(delivery_id))
+        delivery = _dump(require(row, "delivery"))
     if as_json:
         print_json(delivery)
         return

@@ -106,10 +106,9 @@ def matching_ids(prefix: str) -> Sequence[str]:
         return connection.scalars(matching.limit(2)).all()
 
 
-def find(delivery_id: str) -> Any:
-    """A delivery of any user, with its `attempts`, oldest first."""
-    (delivery,) = with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))
-    return delivery
+def find(delivery_id: str) -> Any | None:
+    """A delivery of any user, with its `attempts`, oldest first; None if it was deleted."""
+    return next(iter(with_attempts(_DELIVERIES.where(Delivery.id == delivery_id))), None)
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:
