@@ -243,7 +243,7 @@ def delete(hook_id: str, as_json: bool) -> None:
 def _find(client: Client, text: str) -> Hook:
     """The only hook whose ID has this prefix."""
     hooks = {hook["id"]: hook for hook in client.hooks()}
-    ids = [hook_id for hook_id in hooks if text and hook_id.startswith(text.lower())]
+    ids = [hook_id for hook_id in hooks if options.has_prefix(hook_id, text)]
     return hooks[options.only_match(ids, "hook", text)]
 
 

@@ -72,6 +72,12 @@ def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -
     return ids[0]
 
 
+def has_prefix(uuid: str, prefix: str) -> bool:
+    """Whether a UUID begins with these digits, with or without hyphens."""
+    digits = prefix.replace("-", "").lower()
+    return bool(digits) and uuid.replace("-", "").startswith(digits)
+
+
 def _label(value: str) -> tuple[str, str]:
     """The key and value of KEY=VALUE; the service validates them."""
     key, equals, rest = text(value).partition("=")

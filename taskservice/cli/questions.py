@@ -171,7 +171,7 @@ def _question(client: Client, task_id: str, prefix: str | None) -> Question:
         matches = [item for item in questions if item["state"] == OPEN] or questions[-1:]
         problem = "The task has no questions"
     else:
-        matches = [item for item in questions if item["id"].startswith(prefix.lower())]
+        matches = [item for item in questions if options.has_prefix(item["id"], prefix)]
         problem = f"No question matches {prefix}"
     if not matches:
         exit_with_error(problem)

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from taskservice.cli.options import only_match
+from taskservice.cli.options import has_prefix, only_match
 from taskservice.client import Client, SettingError, TaskServiceError, responses
 from taskservice.client.http import CONNECT_SECONDS, Connection
 from taskservice.client.spool import rfc3339
@@ -143,7 +143,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     tasks = client.tasks(
         created_after=after, created_before=before, fields="id", page_size=MAX_LIMIT
     )
-    ids = list(islice((task.id for task in tasks if task.id.startswith(prefix)), 2))
+    ids = list(islice((task.id for task in tasks if has_prefix(task.id, prefix)), 2))
     return only_match(ids, "task", text, not_found)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
@@ -33,8 +32,8 @@ SHOWN_TASKS = 10
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
-# A code block of Markdown, which ends at a fence of the same length.
-CODE = re.compile(r"\n?^(`{3,})[^`\n]*\n(?:(.*?)\n)?\1$\n?", re.MULTILINE | re.DOTALL)
+# The first line of a code block in Markdown; its last line is a fence of the same length.
+FENCE = re.compile(r"(`{3,})[^`]*")
 # Maximum number of characters of a task's input in the Inbox, including an ellipsis.
 MAX_INPUT = 81
 
@@ -137,8 +136,18 @@ def form(
 
 def _parts(message: str) -> list[tuple[str, str | None]]:
     """The texts of a message, each with the code block that follows it, if there is one."""
-    pieces = CODE.split(message)
-    return list(zip_longest(pieces[::3], pieces[2::3]))
+    lines = message.replace("\r\n", "\n").split("\n")
+    last = {line: number for number, line in enumerate(lines)}
+    parts: list[tuple[str, str | None]] = []
+    start = number = 0
+    while number < len(lines):
+        fence = FENCE.fullmatch(lines[number])
+        if fence and last.get(fence[1], 0) > number:
+            end = lines.index(fence[1], number + 1)
+            parts.append(("\n".join(lines[start:number]), "\n".join(lines[number + 1 : end])))
+            number, start = end, end + 1
+        number += 1
+    return [*parts, ("\n".join(lines[start:]), None)]
 
 
 def _buttons(fields: Sequence[Field]) -> list[Choice]:

@@ -463,7 +463,14 @@ def test_prefix_of_an_id_is_enough(machine: AgentMachine) -> None:
     machine.user.append(task, "one")
     machine.user.report(task, status="complete")
     task_id = str(task["id"])
-    for beginning in (task_id[:18], task_id[:4], task_id[:-1], task_id.upper(), task_id[:13]):
+    for beginning in (
+        task_id[:18],
+        task_id[:4],
+        task_id[:-1],
+        task_id.upper(),
+        task_id[:13],
+        task_id.replace("-", ""),
+    ):
         (shown,) = objects(machine.run("task", "show", beginning, "--json").stdout)
         assert shown["id"] == task_id
     assert machine.run("task", "logs", task_id[:18]).stdout == "one\n"

@@ -102,7 +102,7 @@ def check_form(text: str) -> None:
 
 def test_code_block_of_a_message_ends_only_at_its_fence(alice: ApiClient, task: Json) -> None:
     code = "ls  -l\n```\n“website”: Read\n```\n\nrm x</pre>"
-    ask(alice, task, f"Run this?\n````sh\n{code}\n````\nAnd `that`:\n```\n\n```\n```\nopen")
+    ask(alice, task, f"Run this?\r\n````sh\r\n{code}\n````\nAnd `that`:\n```\n\n```\n```\nopen")
     browser = signed_in(alice)
     for path in ("/inbox", f"/tasks/{task['id']}"):
         page = browser.get(path).text
