@@ -115,7 +115,7 @@ class Config:
 
     DATA: Path = _setting(Path("instance"), Path, "Directory for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
-        "", address.parse, "`postgresql://...`; unset: an SQLite file in `DATA`."
+        "", address.parse, "Database: `postgresql://...`; unset: an SQLite file in `DATA`."
     )
     SECRET_KEY: str = _setting(
         "",
@@ -123,12 +123,12 @@ class Config:
         "Key that signs dashboard sessions; unset: created in `DATA`; required with PostgreSQL.",
     )
     BIND: str = _setting("127.0.0.1:8000", _bind, "Listen address: `HOST:PORT` or `unix:PATH`.")
-    WORKERS: int = _setting(1, _number(1, 64), "Server processes; one is best with SQLite.")
-    THREADS: int = _setting(16, _number(4, 256), "Threads of each server process.")
+    WORKERS: int = _setting(1, _number(1, 64), "Number of server processes; 1 is best with SQLite.")
+    THREADS: int = _setting(16, _number(4, 256), "Number of threads of each server process.")
     WAITS: int = _setting(
         200,
         _number(1, 1000),
-        "Slots for streams and waits of each server process, in addition to `THREADS`.",
+        "Streams and waits that each server process allows, in addition to `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
         0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
@@ -150,7 +150,7 @@ class Config:
     TASK_TIMEOUT: float = _setting(
         86_400.0,
         _number(0, 31_536_000, "seconds"),
-        "Seconds of silence after which a claimed task times out; 0: never.",
+        "Seconds without an append or report after which a claimed task times out; 0: never.",
     )
     RETENTION_DAYS: float = _setting(
         0.0, _number(0, 36_500, "days"), "Days to store finished tasks; 0: forever."
@@ -191,7 +191,7 @@ class Config:
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
     )
     LOG_FORMAT: str = _setting(
-        "text", _choice("text", "json"), "Format of the service's own log: `text` or `json`."
+        "text", _choice("text", "json"), "Format of the service's log: `text` or `json`."
     )
 
     @classmethod
