@@ -344,7 +344,7 @@ def _tables(figures: Figures, kinds: Sequence[str], log_lines: int) -> Iterator[
                     for size in kind})  # fmt: skip
     columns = [(kind, size) for kind in kinds for size in sizes]
     yield (
-        ["median wait of one client, ms", *(f"{kind} {size:,}" for kind, size in columns),
+        ["median latency of one client, ms", *(f"{kind} {size:,}" for kind, size in columns),
          "goal", "reached"],
         [
             [

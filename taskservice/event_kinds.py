@@ -13,8 +13,8 @@ class EventKind(NamedTuple):
     """The texts and properties of a kind of event; `services/events.py` records events."""
 
     name: str
-    # The titles of messages for people about one event, with the agent's name, and about several
-    # events, with their number.
+    # Titles of messages for people: of one event, in which {} is the agent's name, and of several
+    # events, in which {} is their number.
     title: str
     several: str
     tag: str  # for ntfy, which shows it as an emoji

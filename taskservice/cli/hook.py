@@ -40,8 +40,8 @@ hook_argument = click.argument("hook_id", type=options.known_hook)
 def command() -> None:
     """Manage hooks: addresses that are notified of events.
 
-    An address is a phone, a chat, a mailbox or a program. HOOK_ID can be any unique prefix of a
-    hook's ID.
+    The address belongs to a phone, a chat, a mailbox or a program. HOOK_ID can be any unique prefix
+    of a hook's ID.
     """
 
 
@@ -195,7 +195,7 @@ def test(hook_id: str, as_json: bool) -> None:
     """Send a test to a hook, and print the outcome.
 
     The test is one of the hook's events, marked as a test. A user can send ten tests a minute, and
-    at most one test in 10 s to the same address. The exit status is 1 if the test was not
+    at most one test every 10 s to the same address. The exit status is 1 if the test was not
     delivered.
     """
     with service_client() as client:

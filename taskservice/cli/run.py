@@ -60,9 +60,9 @@ def command(
     The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
     last line that CMD prints, if it is a JSON object. The command exits with the exit status of
     CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, to which many programs
-    print in blocks; with --tty it is a terminal. The values of variables with secrets, such as
-    $API_KEY, are stored and sent as ***.
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, so many
+    programs buffer their output; with --tty it is a terminal. The values of variables with secrets,
+    such as $API_KEY, are stored and sent as ***.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. If the service refuses the callback,

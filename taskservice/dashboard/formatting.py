@@ -65,7 +65,7 @@ def is_generic(row: Any) -> bool:
 
 
 def repeats_agent(row: Any) -> bool:
-    """Whether the name of a task has the same letters as the ID of its agent."""
+    """Whether a task's name equals its agent's ID, apart from case, spaces and punctuation."""
     name, agent_id = (re.sub(r"[\W_]", "", text).lower() for text in (row.name, row.agent_id))
     return name == agent_id
 

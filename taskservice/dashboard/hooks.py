@@ -174,7 +174,7 @@ def _form_schema() -> Json:
         ),
         "after": _property(
             "Failures in a row",
-            "After this number, an agent is broken.",
+            "After this number, this address is notified that an agent is broken.",
             type="integer",
             default=1,
             minimum=1,

@@ -17,7 +17,8 @@ from taskservice.database.files import lock
 # Limits of a group of writers, since the first writer waits until the last writer has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
-# After this time, the database counts as locked by another process, and fewer threads may wait.
+# When a writer has waited this long, the database counts as locked by another process, and at most
+# half of the threads may wait.
 BLOCKED_SECONDS = 0.5
 
 
@@ -96,7 +97,7 @@ class WriterQueue:
             return group
 
     def _await_turn(self, seconds: float) -> bool:
-        """Wait for this thread's turn; returns false at once if too many threads already wait."""
+        """Wait for this thread's turn; returns false early if too many threads wait."""
         if not self._is_blocked():
             soon = min(seconds, 2 * BLOCKED_SECONDS)
             if self._threads.acquire(timeout=soon):

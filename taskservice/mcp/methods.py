@@ -18,7 +18,7 @@ INSTRUCTIONS = (
     "even if this conversation ends. If the status in a result is running, call wait_task with "
     "its taskId until the task has ended; read_log returns its log. If a result contains "
     "questions, ask your user, then call answer_task. If the result of a call was lost, call "
-    "list_tasks before you repeat the call: the task can already be running."
+    "list_tasks before you repeat the call: the task may already be running."
 )
 
 

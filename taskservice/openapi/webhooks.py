@@ -13,7 +13,7 @@ _HEADERS = {
         format="uuid",
     ),
     "webhook-timestamp": value(
-        "The time of this attempt, in seconds since 1970 (UTC).",
+        "The time of this attempt, as a Unix timestamp in seconds.",
         1_795_527_360,
         type="integer",
         minimum=0,

@@ -277,8 +277,8 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 def list_sent(hook: HookRow) -> tuple[list[Any], int]:
     """The newest MAX_SHOWN deliveries for a page, and the number of waiting deliveries.
 
-    Only a hook for people has waiting deliveries, which were not attempted yet. A message can
-    contain many events; its attempts are stored for the first event.
+    Waiting deliveries, which were not attempted yet, are counted only for a hook for people. A
+    message can contain many events; its attempts are stored for the first event.
     """
     if hook.format not in terms.PEOPLE_FORMATS:
         return _with_attempts(hook, _DELIVERIES.limit(MAX_SHOWN)), 0

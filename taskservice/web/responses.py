@@ -141,7 +141,7 @@ def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
 def _etag(seen: TaskRow, shape: Shape) -> str:
     if seen.questions == NO_QUESTIONS:
         return f"{seen.version}-{shape.version}"
-    # The number of open questions is a part, since a question expires without a new version.
+    # With the number of open questions, since a question can expire without a new version.
     return f"{seen.version}-{shape.version}-{len(open_questions(seen.questions))}"
 
 
