@@ -127,6 +127,9 @@ class History:
         at = datetime.combine(self._now, time(hour), UTC)
         return at if self._now - at >= timedelta(hours=2) else at - timedelta(days=1)
 
+    def _days_ago(self, at: datetime) -> int:
+        return (self._now.date() - at.date()).days
+
     def _add_day(self, day: datetime) -> None:
         self._add_backup(day + timedelta(hours=2))
         self._add_report(day + timedelta(hours=7))
@@ -254,7 +257,7 @@ class History:
         log = [f"recording of {minutes} minutes", "pass 1 of 2", "pass 2 of 2", "uploaded"]
         output = {"minutes": minutes, "megabytes": minutes * self._random.randrange(18, 26)}
         name = f"Recording {began:%d %B}"
-        if self._random.random() < 0.03:
+        if self._days_ago(began) % 20 == 3 and began.hour == 15:
             # The computer went to sleep.
             silence = "Its agent sent nothing for 15 minutes"
             self._add(VIDEO, began, 1_020, name, log[:2], {}, error=silence, error_type=TIMEOUT)
@@ -267,7 +270,7 @@ class History:
         number = f"4.{(began - self._now).days + 70}"
         log = [f"building {number}", "1,204 tests passed", "deploying to production", "healthy"]
         labels = {"env": "production", "version": number}
-        if self._random.random() < 0.2:
+        if self._days_ago(began) // 7 % 5 == 1 and began.weekday() == 3:
             self._add(RELEASE, began, 95, f"Release {number}", log[:1], {}, labels=labels,
                       error=CANCELLED_MESSAGE, error_type=CANCELLED)  # fmt: skip
             return
