@@ -230,7 +230,8 @@ class History:
         if began >= self._now - timedelta(hours=1):
             return
         log = [f"{supplier}: {products} prices" for supplier, products in SUPPLIERS.items()]
-        if self._random.random() < 0.06:
+        # The last task has not failed, so that the agent is not broken.
+        if self._days_ago(began) > 1 and self._random.random() < 0.06:
             self._add(PRICES, began, 31, "", log[:-1], {}, error=UNAVAILABLE)
             return
         changed = self._random.randrange(0, 14)
