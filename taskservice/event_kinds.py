@@ -129,7 +129,7 @@ AGENT_FIXED = _add(
         when="after it was broken",
         is_of_agent=True,
         since="brokenSince",
-        since_line="Broken since {since}, for {length}",
+        since_line="Was broken for {length}, from {since}",
     )
 )
 AGENT_BACK = _add(
@@ -157,7 +157,7 @@ TASK_RECOVERED = _add(
         when="it printed a line, asked a question or ended",
         is_of_task=True,
         since="hangingSince",
-        since_line="Hung since {since}, for {length}",
+        since_line="Hung for {length}, from {since}",
         sample_data={**TASK_HANGS.sample_data, "seconds": 3_600.0},
     )
 )

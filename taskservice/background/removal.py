@@ -70,8 +70,8 @@ _OF_LOG = LogChunk.log_id == bindparam("log_id")
 _FIRST_CHUNKS = (
     select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
 )
-# The chunks are between two numbers, since PostgreSQL would read the whole table if a subquery
-# selected them, or if only the last number were given.
+# A range with both bounds, since PostgreSQL would read the whole table for a subquery, or for a
+# range with only an upper bound.
 _DELETE_CHUNKS = delete(LogChunk).where(
     _OF_LOG, LogChunk.last.between(bindparam("first"), bindparam("last"))
 )

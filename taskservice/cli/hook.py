@@ -142,7 +142,7 @@ def add(target: str, as_json: bool, **fields: Any) -> None:
 @_fields
 @options.json_object
 def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
-    """Change the given fields of a hook.
+    """Change fields of a hook; without its option, a field stays unchanged.
 
     The access token is removed if the host or the format changes, unless it is given again.
     """

@@ -169,7 +169,7 @@ class WaitSlots:
             losers = [slot for slot in of_user if not slot.is_stream]
         if not losers:
             return False
-        # `min` returns the first match, which is the oldest.
+        # A wait before a stream; of several, `min` returns the first, which is the oldest.
         given_up = min(losers, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True

@@ -58,8 +58,8 @@ class HookFieldsSchema(Schema):
         "Whether the message of a question has a link that answers it without a key.", False
     )
     after = fields.integer(
-        "The number of failures in a row after which `agent.broken` is sent, and `agent.fixed` "
-        "when the agent works again; by default 1.",
+        "The number of failures in a row until `agent.broken` is sent; by default 1. After that, "
+        "`agent.fixed` is sent when the agent works again.",
         1,
         validate=validate.Range(1, terms.MAX_AFTER),
     )

@@ -226,7 +226,7 @@ Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """What a list's SQL depends on; without candidates, the index in the list's order is read."""
+    """What a list's SQL depends on; without a `candidate_set`, it reads the sort order's index."""
 
     filters: Filters
     sort: str

@@ -40,7 +40,7 @@ _THIS = _AGENTS.where(*this_agent).with_for_update(key_share=True)
 _ENDED = (
     _AGENTS.where(Agent.muted_until <= bindparam("now"))
     .limit(BATCH)
-    # An agent whose row is locked is being changed and is skipped; the next round considers it.
+    # A locked agent is being changed, so it is skipped until the next round.
     .with_for_update(key_share=True, skip_locked=True)
 )
 _HANGING = Statement[TaskRow](

@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Lines of some logs to search next, after line `after`; the search is then at `end`."""
+    """The next part of some logs to search: lines `after` + 1 to `until`; it ends at `end`."""
 
     tasks: Sequence[TaskRow]
     after: int
@@ -227,8 +227,8 @@ def _hits_in(
 ) -> Iterator[dict[str, Any]]:
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
-    # Like the search in the database, `bytes.lower` changes only ASCII letters. It is many times as
-    # fast as a regular expression, during which no other thread can run.
+    # Like the search in the database, `bytes.lower` changes only ASCII letters. A regular
+    # expression would take many times as long, and let no other thread run.
     data, part = chunk.text.encode(), text.encode()
     searched, part = (data, part) if is_exact else (data.lower(), part.lower())
     counted = 0

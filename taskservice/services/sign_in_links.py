@@ -73,7 +73,7 @@ def _key(connection: Connection, user_id: str, name: str | None) -> KeyRow:
     keys = _KEYS.where(ApiKey.access == FULL if name is None else ApiKey.name == name)
     rows = connection.execute(keys, {"user_id": user_id, "now": clock.now()}).all()
     if not rows:
-        raise invalid({"keyName": ["There is no such key with which a person can sign in."]})
+        raise invalid({"keyName": ["No valid key with this name can be used to sign in."]})
     return cast(KeyRow, rows[0] if name is None else rows[-1])
 
 
