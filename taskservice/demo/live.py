@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from taskservice.client import Client, Task, TaskServiceError
@@ -9,6 +10,7 @@ from taskservice.demo.history import PRICES, RELEASE, SUPPLIERS, UNAVAILABLE, VI
 
 FRAMES, FRAMES_PER_STEP = 4_800, 80
 QUESTION_SECONDS = 3_600
+STOP_SECONDS = 1.0
 
 
 class LiveAgents:
@@ -30,8 +32,9 @@ class LiveAgents:
     def stop(self) -> None:
         """Let the agents send their last lines; an agent that asks does not end."""
         self._stopping.set()
+        end = time.monotonic() + STOP_SECONDS
         for thread in filter(threading.Thread.is_alive, self._threads):
-            thread.join(1)
+            thread.join(max(0, end - time.monotonic()))
 
     def _repeat(self, work: Callable[[int], None]) -> None:
         number = 0
