@@ -2,18 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import webbrowser
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
+from flask import Flask
 
 from taskservice.app import create_app
 from taskservice.cli import options
@@ -21,8 +19,10 @@ from taskservice.cli.serve import one_line_errors, page_url, prepare_files
 from taskservice.client import Client
 from taskservice.config import PREFIX, Config
 from taskservice.database.engine import dispose
+from taskservice.database.transactions import reading
 from taskservice.demo.history import USER, History
 from taskservice.demo.live import LiveAgents
+from taskservice.operations import health
 from taskservice.services import sign_in_links, users
 from taskservice.terminal import print_line
 
@@ -51,10 +51,15 @@ def command(port: int, no_browser: bool) -> None:
     directory, which is removed when the command ends. Settings in the environment are ignored.
     """
     prepare_files()
-    _handle_signals(_exit)
+    signals: list[int] = []
+    # An exception in the handler could be swallowed, or leave the service running.
+    _handle_signals(lambda number, _frame: signals.append(number))
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
-        key, link = _fill(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
-        raise SystemExit(_serve(path, port, key, link, opens_browser=not no_browser))
+        app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
+        key, link = _fill(app)
+        if signals:
+            sys.exit(128 + signals[0])
+        sys.exit(_serve(app, key, link, signals, opens_browser=not no_browser))
 
 
 def _handle_signals(handler: Any) -> None:
@@ -64,55 +69,56 @@ def _handle_signals(handler: Any) -> None:
             signal.signal(number, handler)
 
 
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    """End the program with an exception, so that the directory is removed."""
-    _handle_signals(signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
-def _fill(config: Config) -> tuple[str, str]:
+def _fill(app: Flask) -> tuple[str, str]:
     """Create the user and the history; returns the API key and a sign-in link."""
-    app = create_app(config)
     with app.app_context():
         key = users.add(USER)
         History(key.user_id).store()
-        link = page_url(f"sign-in/{sign_in_links.create_for(USER).token}")
-    dispose(app)
-    return key.text, link
+        return key.text, page_url(f"sign-in/{sign_in_links.create_for(USER).token}")
 
 
-def _serve(path: str, port: int, key: str, link: str, *, opens_browser: bool) -> int:
+def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser: bool) -> int:
     """Run the service and the live agents until a signal; returns the service's exit status."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
-    settings = {"DATA": path, "BIND": f"127.0.0.1:{port}", "LOG_LEVEL": "warning"}
+    settings = {name: str(app.config[name]) for name in ("DATA", "BIND")}
+    settings["LOG_LEVEL"] = "warning"
     environment |= {PREFIX + name: text for name, text in settings.items()}
     arguments = [sys.executable, "-m", "taskservice", "serve"]
-    # An exception before `Popen` returns would leave the service running.
-    signals: list[int] = []
-    _handle_signals(lambda number, _frame: signals.append(number))
     service = subprocess.Popen(arguments, env=environment, start_new_session=True)  # noqa: S603
-    agents = LiveAgents(Client(f"http://127.0.0.1:{port}", key))
+    agents = LiveAgents(Client(f"http://{settings['BIND']}", key))
 
     def stop(*_: object) -> None:
         agents.stop()
         service.terminate()
 
     _handle_signals(stop)
+    # A signal may have arrived before `stop` could handle it.
     if signals:
         stop()
-    if _is_ready(service, port):
-        agents.start()
-        print_line(f"Open {link}")
-        print_line(f"API key of this demo: {key}")
-        if opens_browser:
-            webbrowser.open(link)
-    return service.wait()
+    try:
+        is_ready = _is_ready(service, app)
+        dispose(app)
+        if is_ready:
+            agents.start()
+            print_line(f"Open {link}")
+            print_line(f"API key of this demo: {key}")
+            if opens_browser:
+                webbrowser.open(link)
+        return service.wait()
+    finally:
+        # After an error, such as a closed stdout, the service still runs.
+        service.terminate()
+        service.wait()
 
 
-def _is_ready(service: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the service can be reached; returns false if it has ended."""
+def _is_ready(service: subprocess.Popen[bytes], app: Flask) -> bool:
+    """Wait until the service serves this data; returns false if it has ended.
+
+    The port does not show this, since another program may listen on it.
+    """
     while service.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
+        with app.app_context(), reading() as connection:
+            if health.is_served(connection):
+                return True
         time.sleep(0.05)
     return False

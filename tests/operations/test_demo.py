@@ -1,7 +1,9 @@
 """`taskservice demo`: a service with made-up data, which are removed at its end."""
 
+import errno
 import re
 import signal
+import socket
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from taskservice.demo.history import LONG_LOG_LINES
 from tests.support.api_client import expect
 from tests.support.demo import DEMO, demo_environment, demo_user, running_demo
 from tests.support.marks import one_database
+from tests.support.service import free_port
 from tests.support.waiting import until
 
 
@@ -92,5 +95,19 @@ def test_demo_on_a_port_in_use_is_one_line(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert second.returncode == 1
+    assert second.stdout == ""
     assert port in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def test_demo_that_cannot_print_its_link_leaves_no_service(tmp_path: Path) -> None:
+    port = free_port()
+    command = [*DEMO, "--port", str(port)]
+    variables = demo_environment(tmp_path)
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(30) == 1
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+    assert list(tmp_path.iterdir()) == []
