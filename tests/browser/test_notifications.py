@@ -13,7 +13,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, expect
 
-from tests.support.agent_machine import AgentMachine, Command
+from tests.support.agent_machine import AgentMachine, Command, change_rows
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible
 from tests.support.permission_prompts import CLAUDE, CODEX, decision
@@ -173,17 +173,18 @@ def test_tap_on_the_phone_answers_a_coding_agent(
 
 
 def test_tap_after_the_timeout_allows_nothing(
-    alice: RemoteClient, machine: AgentMachine, ntfy: str
+    service: Service, alice: RemoteClient, machine: AgentMachine, ntfy: str
 ) -> None:
     notify_of_questions(alice, f"{ntfy}/late")
-    # Time enough for the message, whose buttons exist only while the question is open.
-    process = prompted(machine, CLAUDE, "--timeout", "10s")
+    process = prompted(machine, CLAUDE)
     allow, _ = message(f"{ntfy}/late", 1)["actions"]
+    # Only now, since the message has buttons only while the question is open.
+    change_rows(service, "UPDATE questions SET expires_at = asked_at WHERE state = 'open'")
     printed, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, printed) == (0, "")
     tapped = tap(allow)
     assert tapped.status_code == 404
-    assert "It has expired" in tapped.text
+    assert "The link has expired" in tapped.text
     (task,) = alice.tasks()
     assert (task["status"], task["output"]) == ("error", {})
 
