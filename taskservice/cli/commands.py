@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -72,7 +73,8 @@ class _CommandsOnDemand(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], *others: Any, **options: Any
     ) -> click.Context:
-        names = list(args)  # click removes what it has read
+        # Read now, since click removes what it has read. A program follows `--`.
+        names = list(takewhile(lambda text: text != "--", args))
         with _readable_errors(lambda: "approve" in names):
             return super().make_context(info_name, args, *others, **options)
 

@@ -297,12 +297,22 @@ def test_input_that_is_no_prompt_is_refused(machine: AgentMachine, text: str) ->
         ["approve", "--timeout"],
         ["approve", "--agent", "\udcff"],
         ["--unknown", "approve"],
+        ["--profile", "work", "--unknown", "approve"],
     ],
 )
 def test_wrong_option_denies_nothing(machine: AgentMachine, arguments: list[str]) -> None:
     done = machine.run(*arguments, input=json.dumps(CLAUDE))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--unknown", "run", "--", "approve"], ["run", "--unknown", "--", "approve"]]
+)
+def test_wrong_option_of_another_command_is_wrong_use(
+    machine: AgentMachine, arguments: list[str]
+) -> None:
+    machine.fail(*arguments, code=2)
 
 
 def test_secrets_of_the_environment_are_masked(machine: AgentMachine) -> None:
