@@ -22,24 +22,30 @@ def ended_if_killed(
     """Yield a function to call with a task; the task is ended unless the `with` block succeeds.
 
     It is ended even after SIGKILL: another process waits for the end of this process, and then
-    tries for `retry_timeout` seconds to end the task.
+    tries for `retry_timeout` seconds to end the task. If that process can't
+    be started, the block runs without it.
     """
     reader, writer = os.pipe()
+
+    def send(data: bytes) -> None:
+        with suppress(BrokenPipeError):
+            os.write(writer, data)
+
     # Python swallows the exception of a handler that runs during the fork.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    child = os.fork()
-    if not child:
-        os.close(writer)
-        connection.retry_timeout = retry_timeout
-        _watch(connection, reader)
-    os.close(reader)
-    with suppress(ChildProcessError):  # if SIGCHLD is ignored
+    # Too many processes, or no child to wait for, because SIGCHLD is ignored.
+    with suppress(OSError):
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            connection.retry_timeout = retry_timeout
+            _watch(connection, reader)
         os.waitpid(child, 0)
+    os.close(reader)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        yield lambda task: os.write(writer, task.id.encode())
-        with suppress(BrokenPipeError):
-            os.write(writer, _ENDED)
+        yield lambda task: send(task.id.encode())
+        send(_ENDED)
     finally:
         os.close(writer)
 

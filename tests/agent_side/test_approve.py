@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from tests.support.agent_machine import AgentMachine, Command, kill
+from tests.support.agent_machine import FORKS_FAIL, AgentMachine, Command, kill
 from tests.support.api_client import RemoteClient
 from tests.support.documents import Terminal, block_in
 from tests.support.permission_prompts import CLAUDE, CODEX, CODEX_SCHEMAS, decision
@@ -171,6 +171,17 @@ def test_killed_command_withdraws_its_question_from_a_service_that_was_away(
     ended(process)
     own_service.start()
     until(lambda: own_machine.user.the_task()["status"] == "error")
+
+
+@pytest.mark.parametrize("successes", [0, 1])
+def test_prompt_is_asked_even_if_no_process_can_be_started(
+    machine: AgentMachine, successes: int
+) -> None:
+    machine.patch(FORKS_FAIL.format(successes))
+    process = start(machine)
+    answer_to(machine.user, *asked(machine.user), decision="allow")
+    code, printed, notices = ended(process)
+    assert (code, decision(printed), notices) == (0, {"behavior": "allow"}, [])
 
 
 def test_declined_and_expired_questions_are_no_decision(machine: AgentMachine) -> None:

@@ -25,7 +25,7 @@ from taskservice.client import (
     TaskFinished,
 )
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, kill, objects
+from tests.support.agent_machine import FORKS_FAIL, AgentMachine, kill, objects
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, in_turn, unused_port
@@ -203,6 +203,22 @@ def test_killed_ask_leaves_no_question_open(machine: AgentMachine) -> None:
     process.kill()
     process.communicate(timeout=60)
     until(lambda: questions(machine.user, task)[0]["state"] == "withdrawn")
+    assert machine.user.the_task()["error"]["type"] == "cancelled"
+
+
+@pytest.mark.parametrize("successes", [0, 1])
+def test_ask_works_even_if_no_process_can_be_started(machine: AgentMachine, successes: int) -> None:
+    machine.patch(FORKS_FAIL.format(successes))
+    process = machine.spawn("ask", "Deploy?")
+    task = until(lambda: machine.user.read("/task"))[0]
+    end(machine.user, task, asked(machine.user, task), answer="yes")
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "yes\n")
+    machine.user.delete(task)
+    process = machine.spawn("ask", "Deploy?")
+    asked(machine.user, until(lambda: machine.user.read("/task"))[0])
+    process.end(signal.SIGINT)
+    assert process.returncode == 128 + signal.SIGINT
     assert machine.user.the_task()["error"]["type"] == "cancelled"
 
 

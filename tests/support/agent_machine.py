@@ -41,6 +41,17 @@ def start_task(self, original=run.Run._start_task, **options):
 
 run.Run._start_task = start_task
 """
+# As on a machine with too many processes, in a process that has forked as often as it may.
+FORKS_FAIL = """
+import os
+
+def fork(successes=[os.fork] * {}):
+    if not successes:
+        raise BlockingIOError("too many processes")
+    return successes.pop()()
+
+os.fork = fork
+"""
 
 
 # Runs a program as a task on a new terminal; returns the terminal's other end too.
