@@ -12,6 +12,7 @@ from taskservice.client.task import end_interrupted
 
 # The signals that end a session, a terminal, or all processes of a service.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MAX_RETRY_SECONDS = 86_400.0
 _ENDED = b"."
 
 
@@ -22,7 +23,7 @@ def ended_if_killed(
     """Yield a function to call with a task; the task is ended unless the `with` block succeeds.
 
     It is ended even after SIGKILL: another process waits for the end of this process, and then
-    tries for `retry_timeout` seconds to end the task. If that process can't
+    tries for `retry_timeout` seconds, at most for a day, to end the task. If that process can't
     be started, the block runs without it.
     """
     reader, writer = os.pipe()
@@ -37,8 +38,7 @@ def ended_if_killed(
     with suppress(OSError):
         child = os.fork()
         if not child:
-            os.close(writer)
-            connection.retry_timeout = retry_timeout
+            connection.retry_timeout = min(retry_timeout, MAX_RETRY_SECONDS)
             _watch(connection, reader)
         os.waitpid(child, 0)
     os.close(reader)
@@ -63,6 +63,10 @@ def _watch(connection: Connection, reader: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
+        # Nor may it keep the caller's locks and pipes, or the writer.
+        for number in map(int, os.listdir("/dev/fd")):
+            if number > 2 and number != reader:
+                os.closerange(number, number + 1)  # ignores that a file is closed
         with open(reader, "rb") as pipe:
             task_id = pipe.read()
         _handle_signals(signal.SIG_DFL)

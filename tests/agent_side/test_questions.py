@@ -1,7 +1,9 @@
 """`taskservice ask` and `task answer`, and questions in the client."""
 
 import json
+import os
 import pickle
+import select
 import shlex
 import signal
 import subprocess
@@ -204,6 +206,25 @@ def test_killed_ask_leaves_no_question_open(machine: AgentMachine) -> None:
     process.communicate(timeout=60)
     until(lambda: questions(machine.user, task)[0]["state"] == "withdrawn")
     assert machine.user.the_task()["error"]["type"] == "cancelled"
+
+
+def test_killed_ask_holds_no_file_of_its_caller(
+    own_service: Service, own_machine: AgentMachine
+) -> None:
+    user = own_machine.user
+    end_of_caller, inherited = os.pipe()
+    with open(end_of_caller, "rb") as pipe:
+        process = own_machine.spawn("ask", "Deploy?", pass_fds=[inherited])
+        os.close(inherited)
+        task = until(lambda: user.read("/task"))[0]
+        asked(user, task)
+        # The process that cancels the task remains until the service is reachable again.
+        kill(own_service)
+        process.kill()
+        process.communicate(timeout=60)
+        assert select.select([pipe], [], [], 20)[0], "another process still has the file"
+    own_service.start()
+    until(lambda: user.the_task()["error"])
 
 
 @pytest.mark.parametrize("successes", [0, 1])
