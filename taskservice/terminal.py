@@ -160,7 +160,7 @@ def print_table(
         _write(line.rstrip())
 
 
-# Cells up to this length, such as times, and IDs in the first column are not truncated.
+# Lengths up to which a cell, such as a time, and an ID in the first column are not truncated.
 _SHORT_CELL, _SHORT_ID = 14, 18
 # Before cells are truncated to less than this width, optional columns are omitted.
 _READABLE_CELL = 28

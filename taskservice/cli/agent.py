@@ -39,8 +39,8 @@ def list_all(as_json: bool) -> None:
     """List agents, with the outcomes of their last 30 tasks.
 
     STATE is "ok", or one or more of "muted", "hanging", "broken" (the last task failed or timed
-    out) and "late". SUCCESS is the success rate of these tasks, OF their number without cancelled
-    tasks, USUALLY the median duration, and NEXT RUN the time of the next expected task. With
+    out) and "late". SUCCESS is the success rate of the tasks, and OF is how many of them were not
+    cancelled. USUALLY is the median duration, and NEXT RUN is when the next task is expected. With
     --json, `numbers` contains the numbers in the outputs of the agent's last 100 tasks.
     """
     with service_client() as client:

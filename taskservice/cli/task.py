@@ -267,7 +267,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
         callback=options.time_before,
         help="Only tasks started more than this long ago, such as 30d.",
     )
-    @options.flag("--yes", help="Do not ask before several tasks are changed.")
+    @options.flag("--yes", help="Change several tasks without asking.")
     @wraps(function)
     def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
         # An empty text is a filter too, which no agent matches.

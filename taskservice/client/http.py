@@ -188,7 +188,7 @@ def _as_json(value: Any) -> bytes:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         return text.encode(errors="surrogatepass")  # the service rejects lone surrogates
     except (TypeError, ValueError) as error:
-        raise TaskServiceError(f"This is not JSON: {error}") from None
+        raise TaskServiceError(f"The value can't be encoded as JSON: {error}") from None
 
 
 def delays() -> Any:

@@ -94,7 +94,7 @@ class InvalidKey(Refused):
 
 
 class Forbidden(Refused):
-    """HTTP 403: this kind of key has no right to do this. An agent key can't cancel or delete."""
+    """HTTP 403: this kind of key is not allowed to do this. An agent key can't cancel or delete."""
 
 
 class NotFound(Refused):

@@ -53,7 +53,7 @@ class KeptConnections:
         return self.engine.connect()
 
     def release(self, connection: Connection) -> None:
-        """Reserve a connection for the next use, or close it if it is broken or not needed."""
+        """Store a connection for the next use, or close it if it is broken or not needed."""
         if connection.in_transaction():
             connection.rollback()
         if connection.invalidated or len(self._kept) >= self._max_kept:

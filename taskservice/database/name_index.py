@@ -48,8 +48,8 @@ _POSTGRESQL = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
     "INSERT INTO task_names SELECT id, name_folded FROM tasks",
-    # The list of new entries is short, 256 KiB, since the request that fills it adds them to the
-    # index.
+    # At most 256 KiB of entries are pending, since the request that exceeds this moves all of them
+    # into the index.
     "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
     "WITH (gin_pending_list_limit = 256)",
     "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "

@@ -55,8 +55,8 @@ Traceback (most recent call last):
     raise ValueError(f"invoice {invoice.number} has no VAT ID")
 ValueError: invoice 2026-0815 has no VAT ID"""
 QUESTION = """\
-Two sources disagree about the price of the small plan. The website says 12 € a month, the price \
-list of November 14 €. Which one is right?"""
+Two sources disagree about the price of the small plan. The website says €12 a month, but the \
+price list says €14. Which one is right?"""
 SUMMARY = """\
 ## Summary
 
@@ -166,7 +166,7 @@ class History:
             {}, status="running", labels={"customer": "acme"},
             progress=9 / 14, note="9 of 14 sources",
         )  # fmt: skip
-        price = {"type": "string", "enum": ["12 €", "14 €", "neither"]}
+        price = {"type": "string", "enum": ["€12", "€14", "neither"]}
         question = {
             "id": self._id(asked),
             "taskId": task_id,
@@ -313,7 +313,7 @@ class History:
         progress: float | None = None,
         note: str | None = None,
     ) -> str:
-        """Add a task that was active for some seconds.
+        """Add a task that was active for `seconds`.
 
         The lines of its log are evenly spaced in time, and end with the error of a failed task.
         """

@@ -68,7 +68,8 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
     from cronsim import CronSim, CronSimError
 
     if expect["timeZone"] not in _time_zones():
-        raise invalid({"expect": {"timeZone": ["No such time zone; an example is Europe/Berlin."]}})
+        problem = "Unknown time zone; use a name such as Europe/Berlin."
+        raise invalid({"expect": {"timeZone": [problem]}})
     start = datetime.fromisoformat(since)
     try:
         # CronSim accepts a sixth field for seconds.

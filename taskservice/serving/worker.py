@@ -34,7 +34,7 @@ from taskservice.serving import refusals
 SEND_BUFFER = 128 * 1024
 # How often a thread that waits for the bytes of a request checks its deadline.
 READ_SECONDS = 0.25
-# All threads count as held up when none has begun a request for this time.
+# All threads count as held up when none has begun a request for this long.
 HELD_UP_SECONDS = 0.25
 # The maximum number of bytes that a client may still send after its response, and the time for
 # them. Closing the connection earlier would reset it, and the client could not read the response.

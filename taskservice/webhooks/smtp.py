@@ -36,7 +36,7 @@ def send_mail(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send an email of plain text within `seconds`; failures of the server are outcomes.
+    """Send a plain-text email within `seconds`; a failure of the server is returned, not raised.
 
     Raises Interrupted if `interrupt` was set before the server accepted or refused the email.
     `confirm` is called once, before the content is sent. Its errors end the attempt and are raised

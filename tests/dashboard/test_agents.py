@@ -332,7 +332,7 @@ def test_wrong_expectation_keeps_what_was_typed(window: Browser, alice: ApiClien
         ({"every": "1h", "cron": "0 2 * * *"}, "Every: Not allowed with cron."),
         (
             {"cron": "0 2 * * *", "zone": "<b>"},
-            "TimeZone: No such time zone; an example is Europe/Berlin.",
+            "TimeZone: Unknown time zone; use a name such as Europe/Berlin.",
         ),
     ):
         response = send_expected(window, EMPTY | typed)
