@@ -218,7 +218,7 @@ PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
-    """The number of rows to read next, from 1 to `maximum`, to read about PAGE_BYTES.
+    """How many rows to read next, from 1 to `maximum`, so that they have about PAGE_BYTES.
 
     The last `count` rows that were read had `size` bytes.
     """

@@ -64,7 +64,7 @@ class SavedRun:
         self.task_id: str | None = None
         self.user_id: str | None = None  # the owner; None until there is a task
         self.agent_id = str(self.fields.get("agentId", agent_key_hint))
-        self.idempotency_key = uuid4().hex  # a repeated start creates one task
+        self.idempotency_key = uuid4().hex  # a repeated start creates no second task
         self.report: dict[str, Any] | None = None
         self.directory: Path | None = None
         self._lock = contextlib.ExitStack()  # closes the lock file

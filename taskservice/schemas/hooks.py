@@ -103,7 +103,7 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
     )
     failingSince = fields.time(
         "While the hook fails, the time of the first failed attempt since the last delivery. A "
-        "hook fails after two failed attempts if the first was at least two minutes ago.",
+        "hook counts as failing after two failed attempts, the first at least two minutes ago.",
         None,
         attribute="failing_since",
         allow_none=True,
