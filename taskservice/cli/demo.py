@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def command(port: int, no_browser: bool) -> None:
     """
     prepare_files()
     signals: list[int] = []
-    # An exception in the handler could be swallowed, or leave the service running.
+    # A handler that does more could be interrupted by a second signal, such as that of `make`.
     _handle_signals(lambda number, _frame: signals.append(number))
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
         app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
@@ -87,16 +88,8 @@ def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser
     service = subprocess.Popen(arguments, env=environment, start_new_session=True)  # noqa: S603
     agents = LiveAgents(Client(f"http://{settings['BIND']}", key))
 
-    def stop(*_: object) -> None:
-        agents.stop()
-        service.terminate()
-
-    _handle_signals(stop)
-    # A signal may have arrived before `stop` could handle it.
-    if signals:
-        stop()
     try:
-        is_ready = _is_ready(service, app)
+        is_ready = _is_ready(service, app, signals)
         dispose(app)
         if is_ready:
             agents.start()
@@ -104,19 +97,22 @@ def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser
             print_line(f"API key of this demo: {key}")
             if opens_browser:
                 webbrowser.open(link)
-        return service.wait()
+        while service.poll() is None and not signals:
+            time.sleep(0.1)
+        agents.stop()
     finally:
-        # After an error, such as a closed stdout, the service still runs.
+        # Also after an error, such as a closed stdout.
         service.terminate()
-        service.wait()
+        status = service.wait()
+    return status
 
 
-def _is_ready(service: subprocess.Popen[bytes], app: Flask) -> bool:
-    """Wait until the service serves this data; returns false if it has ended.
+def _is_ready(service: subprocess.Popen[bytes], app: Flask, signals: Sequence[int]) -> bool:
+    """Wait until the service serves this data; returns false if it has ended, or must end.
 
     The port does not show this, since another program may listen on it.
     """
-    while service.poll() is None:
+    while service.poll() is None and not signals:
         with app.app_context(), reading() as connection:
             if health.is_served(connection):
                 return True
