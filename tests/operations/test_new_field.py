@@ -32,7 +32,7 @@ def upgrade() -> None:
 # File -> the line before which the recipe adds one, and that one.
 EDITS = {
     "database/models.py": (
-        "    # Its open questions as a JSON array,",
+        "    # The open questions as a JSON array,",
         "    host: Mapped[str | None]",
     ),
     "schemas/tasks.py": (
