@@ -53,7 +53,7 @@ def command(port: int, no_browser: bool) -> None:
     """
     prepare_files()
     signals: list[int] = []
-    # A handler that does more could be interrupted by a second signal, such as that of `make`.
+    # A handler that does more could be interrupted by a second signal, which `make` sends.
     _handle_signals(lambda number, _frame: signals.append(number))
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
         app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
