@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from taskservice.app import create_app
 from taskservice.config import Config
@@ -220,7 +220,6 @@ def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
     page.wait_for_url(f"{site.url}/?q=wiki&started=7d")
     expect(choice).to_be_focused()
     page.get_by_role("navigation", name="Status").get_by_role("link", name="Timeout").click()
-    # It waits until the page's script runs too.
     page.wait_for_url(f"{site.url}/?q=wiki&started=7d&errorType=timeout")
     expect(page.locator("#rows tr")).to_have_count(1)
     page.get_by_label("Sort").select_option("createdAt")
@@ -233,6 +232,21 @@ def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
     page.wait_for_url(f"{site.url}/")
     for label in ("Name", "Started", "Sort"):
         expect(page.get_by_label(label)).to_have_value("")
+
+
+def test_click_before_the_filtered_list_arrives_keeps_the_filter(
+    visitor: Visitor, site: Site
+) -> None:
+    page = visitor.go("/?q=wiki")
+    requests: list[Route] = []
+    page.route("**/*started=7d", lambda route: requests.append(route))
+    with page.expect_request("**/*started=7d"):
+        page.get_by_label("Started").select_option("7d")
+    page.get_by_role("navigation", name="Status").get_by_role("link", name="Timeout").click()
+    page.get_by_role("link", name="Remove the filter Name wiki").click()
+    for request in requests:
+        request.continue_()
+    page.wait_for_url(f"{site.url}/?started=7d&errorType=timeout")
 
 
 def test_first_agent_and_first_task_appear_by_themselves(chromium: Browser, site: Site) -> None:

@@ -4,6 +4,10 @@
 import { refresh, showNotice } from "./page.js";
 
 let shownSearch = location.search;
+// The changes of filters are made one after the other: until the list of a change is shown, the
+// links in it still contain the previous filters.
+let shown = Promise.resolve();
+const afterwards = (change) => (shown = shown.finally(change));
 const list = document.getElementById("list");
 const search = document.getElementById("search");
 const fields = document.querySelectorAll("#search > :is(input, select)");
@@ -37,35 +41,50 @@ function fillForm() {
   }
 }
 
-function applyFilters() {
-  const values = new URLSearchParams(location.search);
-  for (const name of ["cursor", "open"]) values.delete(name);
-  for (const field of fields) {
-    if (field.value) values.set(field.name, field.value);
-    else values.delete(field.name);
-  }
-  const query = values.toString();
-  if (location.search !== (query && `?${query}`)) show(query ? `?${query}` : location.pathname);
+// Applies the current values of these fields.
+function apply(changed) {
+  const chosen = Array.from(changed, ({ name, value }) => [name, value]);
+  afterwards(() => {
+    const values = new URLSearchParams(location.search);
+    for (const name of ["cursor", "open"]) values.delete(name);
+    for (const [name, value] of chosen) {
+      if (value) values.set(name, value);
+      else values.delete(name);
+    }
+    const query = values.toString();
+    if (location.search === (query && `?${query}`)) return;
+    return show(query ? `?${query}` : location.pathname);
+  });
 }
 
-search?.addEventListener("change", applyFilters);
+search?.addEventListener("change", ({ target }) => apply([target]));
 search?.addEventListener("submit", (event) => {
   if (event.submitter?.hasAttribute("formaction")) return;
   event.preventDefault();
-  applyFilters();
+  apply(fields);
 });
+
+// The link in the current list that corresponds to a link in the previous list.
+function counterpart(link) {
+  if (link.isConnected) return link;
+  const same = (other) => other.textContent === link.textContent;
+  return document.getElementById(link.id) ?? [...document.querySelectorAll("main a")].find(same);
+}
 
 addEventListener("click", (event) => {
   const link = event.target.closest?.("main a:not(#notice a)");
   const isPlain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
   if (!search || !link || !isPlain || link.pathname !== location.pathname) return;
   event.preventDefault();
-  show(link.href);
+  afterwards(() => {
+    const current = counterpart(link);
+    return current && show(current.href);
+  });
 });
 
 addEventListener("popstate", () => {
   // Links to an element of the page cause this event too.
-  if (search && location.search !== shownSearch) showAddress();
+  if (search && location.search !== shownSearch) afterwards(showAddress);
 });
 
 // --- the selection -------------------------------------------------------------------------
