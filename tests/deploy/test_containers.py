@@ -268,10 +268,32 @@ def test_image_serves_on_postgresql_by_the_compose_file(
         inside = [engine, "exec", service]
         key = output(*inside, "taskservice", "user", "add", "alice")
         alice = RemoteClient(f"http://127.0.0.1:{port}", key)
-        assert alice.start()["status"] == "running"
+        before = alice.start()
+        assert before["status"] == "running"
         assert "PostgreSQL 17" in output(*inside, "taskservice", "db", "check")
+        run_by_hand("upgrade Compose", tmp_path, engine, service, server)
+        after = alice.start()
+        assert {task["id"] for task in alice.tasks()} == {before["id"], after["id"]}
+        run_by_hand("roll back Compose", tmp_path, engine, service, server)
+        assert [task["id"] for task in alice.tasks()] == [before["id"]]
     finally:
         up.kill()
         up.wait()
         subprocess.run([program, "down", "--volumes"], cwd=tmp_path, check=True, timeout=280)
         output(engine, "rmi", built)
+
+
+def run_by_hand(block: str, directory: Path, engine: str, service: str, server: str) -> None:
+    """Type a block of docs/operate/upgrade.md, but with the image that is already there."""
+    text = block_in("operate", block).replace(" --build", "")
+    script = f"git() {{ echo 8; }}\n{text}"
+    with open(directory / "log", "ab") as log:
+        typed = subprocess.Popen(["bash", "-ec", script], cwd=directory, stdout=log, stderr=log)
+    try:
+        # Where no systemd runs, nobody else asks for the health of a container that is new.
+        until(lambda: succeeds(engine, "healthcheck", "run", server) and typed.poll() is not None)
+        assert typed.returncode == 0, (directory / "log").read_text()
+        until(partial(succeeds, engine, "healthcheck", "run", service))
+    finally:
+        typed.kill()
+        typed.wait()
