@@ -18,7 +18,8 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# A check or a backup can be interrupted between steps of this size.
+# The size of a step of a check, in SQLite's instructions, and of a backup, in pages. A signal, such
+# as Ctrl+C, is handled after the current step.
 STEP_INSTRUCTIONS = 100_000
 STEP_PAGES = 1_000
 
@@ -39,7 +40,10 @@ def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
 
 @contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """An empty file next to the target, for its owner only; removed at the end unless renamed."""
+    """Create an empty file next to the target, which only its owner can read.
+
+    It is removed at the end unless it was renamed.
+    """
     descriptor, name = mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
     os.close(descriptor)
     try:
@@ -49,12 +53,15 @@ def _draft_of(target: Path) -> Iterator[Path]:
 
 
 def _verified(file: Path) -> str:
-    """The revision of a file that no program changes; raises DatabaseError if it is damaged."""
+    """Check a database file that no program is changing, and return its revision.
+
+    Raises DatabaseError if the file is damaged.
+    """
 
     def connect() -> Any:
-        # Opened as immutable, so that SQLite creates no other files.
+        # With `immutable=1`, SQLite creates no other files.
         connection = sqlite3.connect(files.sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
-        # So that Python handles signals during the check.
+        # Python handles signals when SQLite calls this function after each step.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
 
@@ -68,19 +75,19 @@ def _verified(file: Path) -> str:
         return revision
 
 
-# The suffixes of the database itself, of SQLite's other files, and of the lock of the writer queue.
+# The suffixes of the database file, of the files that SQLite adds, and of the writer queue's lock.
 OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
 
 
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
     """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
 
-    The copy contains everything that was committed before the call, and no writer waits for it.
-    The file gets its name only when it is complete, checked, and synced to the disk. Raises
-    BackupError, with nothing changed.
+    The copy contains everything that was committed before the call, and does not block writers. The
+    file is renamed to `target` only when it is complete, checked, and synced to the disk. If
+    BackupError is raised, `target` is unchanged.
     """
     with _one_line_errors("backup", database):
-        # A symbolic link is preserved: the file that it points to is written.
+        # If the target is a symbolic link, the file that it points to is replaced.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
         with _draft_of(target) as draft:
@@ -113,35 +120,36 @@ def _copy(database: Path, draft: Path) -> None:
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
-        # One snapshot, or each write would restart the copy. Writers do not wait for readers.
+        # Read one snapshot: otherwise each write to the database would restart the copy.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        # The file is not used before it is complete.
+        # The copy needs no protection against a crash, since an incomplete copy is never used.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        # Between two steps it calls this function, so that Python handles signals.
+        # Python handles signals when SQLite calls this function after each step.
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
-# The suffixes of the other files that SQLite needs to read a database; it can rebuild the `-shm`.
+# The suffixes of the logs that SQLite applies to a database when it opens it.
 _LOGS = ("-wal", "-journal")
 
 
 def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
     """Replace the database with a backup of any released revision, and migrate it.
 
-    If this is interrupted, either the old or the new database is complete. Returns the path of the
-    old database, None if there was none. Raises BackupError, with nothing changed, if the backup is
-    damaged, or if the database is in use, or exists and `replace` is false.
+    After an interruption, the database is either the complete old one or the complete new one.
+    Returns the path at which the old database is saved, or None if there was none. Raises
+    BackupError, and changes nothing, if the backup is damaged, if the database is in use, or if it
+    exists and `replace` is false.
     """
-    # A symbolic link is preserved: the file that it points to is replaced.
+    # If the database is a symbolic link, the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))
     with _one_line_errors("restore", database):
         files.make_folder(database.parent)
         _check_restore(database, backup, replace)
         with _draft_of(database) as draft:
             _copy_verified(backup, draft)
-            # A process that starts waits for this lock before it opens the database.
+            # A new process waits for this lock before it opens the database.
             with WriterQueue(address.database).turn(BUSY_SECONDS), _closed(database):
                 replaced = _keep_aside(database)
                 draft.replace(database)
@@ -158,13 +166,13 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{backup} belongs to the database itself")
         if not file.is_file():
             raise BackupError(f"{file} is not a regular file")
-        # On a full disk a command leaves an empty file.
+        # An empty file is replaced: a command creates one if it fails on a full disk.
         if not replace and file.stat().st_size:
             raise BackupError(f"{file} exists; --force replaces it and saves the old one")
 
 
 def _existing_files(database: Path) -> list[Path]:
-    """The files of the database that exist, with the logs that SQLite would read."""
+    """The database file and its logs, without those that do not exist."""
     named = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
     return [file for file in named if os.path.lexists(file)]
 
@@ -187,17 +195,17 @@ _IN_USE = "is open in another process; stop the service and every other command 
 
 @contextmanager
 def _closed(database: Path) -> Iterator[None]:
-    """Lock the database for all other processes; raises BackupError if it is in use."""
+    """Lock out all other processes; raises BackupError if the database is in use."""
     if not database.exists():
         yield
         return
-    # This also works for a damaged file, which SQLite cannot lock.
+    # Unlike a lock of SQLite, this check also works for a damaged file.
     if files.is_open_elsewhere(database):
         raise BackupError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
-            # Write the log into the database, so that it is one file, which remains locked.
+            # Move the log's contents into the database file, then lock this file.
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
@@ -205,15 +213,15 @@ def _closed(database: Path) -> Iterator[None]:
                 raise
             raise BackupError(f"{database} {_IN_USE}") from None
         except sqlite3.DatabaseError:
-            pass  # A damaged database is saved unchanged, with its log.
+            pass  # A damaged database is saved unchanged, together with its log.
         yield
 
 
 def _keep_aside(database: Path) -> Path | None:
-    """Give the files of the old database second names, and remove the first names of its logs.
+    """Save the old database and its logs under other names, with hard links; returns its new path.
 
-    SQLite would apply an old log to the new database. The database itself has both names until it
-    is replaced.
+    The original names of the logs are removed, since SQLite would apply an old log to the new
+    database. The database file has both names until it is replaced.
     """
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     existing = _existing_files(database)

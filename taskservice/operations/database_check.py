@@ -25,12 +25,13 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 MEGABYTE = 1024 * 1024
 # Less free space than this causes a warning.
 LOW_DISK_BYTES = 1024 * MEGABYTE
-# A due delivery is normally posted within a second; a longer delay than this causes a warning.
+# A delivery that has been due for longer than this causes a warning.
 LATE_SECONDS = 300.0
-# The first releases of SQLite, in three series, that fix a rare corruption of databases with
+# For three series of SQLite, the first release that fixes a rare corruption of databases with
 # several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-# The PostgreSQL settings that durability needs. The service itself makes commits wait for the disk.
+# Selects the PostgreSQL settings that are off although durability depends on them. The service
+# itself sets `synchronous_commit`.
 _OFF = (
     "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
 )
@@ -49,7 +50,7 @@ class Finding:
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Check the database of these settings without migrating or creating it."""
+    """Check the configured database without creating or migrating it."""
     address = make_url(config.DATABASE_URL)
     path = sqlite_file(address)
     if path is None:
@@ -65,7 +66,7 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
-    """The verdict on a version of SQLite, which can have a rare bug with several connections."""
+    """The verdict on a version of SQLite: a warning if it lacks the fix in FIXED_VERSIONS."""
     shown = f"SQLite {'.'.join(map(str, version))}"
     fixed = {release[:2]: release for release in FIXED_VERSIONS}
     if version >= fixed.get(version[:2], FIXED_VERSIONS[0]):
@@ -78,7 +79,7 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
 
 
 def integrity_problems(connection: Connection) -> list[str]:
-    """Describe the damaged pages and broken references of an SQLite database; empty if intact."""
+    """A message for each damaged page and each broken reference of an SQLite database."""
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
     problems = [str(line) for line in pages if line != "ok"]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
@@ -93,7 +94,7 @@ def _run_checks(address: URL, checks: Mapping[str, Check]) -> Iterator[Finding]:
                 try:
                     verdict = check(connection)
                 except (DBAPIError, sqlite3.Error, DatabaseError) as error:
-                    # After an error PostgreSQL refuses every statement of the same transaction.
+                    # After an error, PostgreSQL refuses all further statements of a transaction.
                     connection.rollback()
                     verdict = ERROR, reason(error)
                 yield Finding(name, *verdict)
@@ -112,7 +113,7 @@ def _revision(connection: Connection) -> Verdict:
 
 def _deliveries(connection: Connection) -> Verdict:
     if migrations.revision(connection) != migrations.head():
-        return OK, "Webhooks are checked after the upgrade"
+        return OK, "Webhooks can be checked only after the upgrade"
     seconds = oldest_due_seconds(connection)
     if seconds is None:
         return OK, "No webhooks are due"

@@ -19,22 +19,22 @@ from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.types import db
 from taskservice.operations.health import MAX_AGE_SECONDS, is_served
 
-# The number of rows that one read loads into memory: the row of a task can have 2 MiB.
+# The number of rows that one read loads into memory; the row of a task can take up to 2 MiB.
 READ_ROWS = 8
-# The number of reads whose rows one transaction writes.
+# Each transaction writes the rows of this many reads.
 BATCH_READS = 125
-# Limits the wait for other transactions that write to the copied tables.
+# The maximum wait for transactions that are writing to the copied tables.
 LOCK_SECONDS = 60
 
 TABLES: list[sa.Table] = db.metadata.sorted_tables
-# The progress of the copy. Only this table distinguishes an unfinished copy from a complete one.
+# The progress of the copy. The table is dropped at the end: a database with it is unfinished.
 _PROGRESS = sa.Table(
     COPY_PROGRESS,
     sa.MetaData(),
     sa.Column("source", sa.Text, nullable=False),
     # The index in TABLES of the table that is being copied.
     sa.Column("table_index", sa.Integer, nullable=False),
-    # The primary key of the last row of that table that was copied, as a JSON array.
+    # The primary key of the last copied row of this table, as a JSON array.
     sa.Column("last_key", sa.Text, nullable=False),
 )
 
@@ -42,8 +42,8 @@ _PROGRESS = sa.Table(
 def copy(source: URL, target: URL) -> list[dict[str, Any]]:
     """Copy all rows, compare both databases, and return `table`, `rows` and `sha256` of each table.
 
-    Each transaction writes a batch of rows and the progress, so that the same call resumes an
-    interrupted copy. Raises DatabaseError.
+    Each transaction writes a batch of rows and the progress, so that another call with the same
+    arguments resumes an interrupted copy. Raises DatabaseError.
     """
     _check_addresses(source, target)
     try:
@@ -75,7 +75,7 @@ def _check_addresses(source: URL, target: URL) -> None:
 
 
 def _in_use(address: URL) -> DatabaseError:
-    # On PostgreSQL, only the time at which a process last served the database is known.
+    # Only its last heartbeat shows whether a process serves a PostgreSQL database.
     wait = "" if sqlite_file(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
     return DatabaseError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"
@@ -112,7 +112,7 @@ def _reading(address: URL) -> Iterator[sa.Connection]:
 
 
 def _engine(address: URL) -> sa.Engine:
-    """An engine; on SQLite, each of its transactions locks out other writers from its start."""
+    """An engine whose transactions, on SQLite, lock out other writers from the start."""
     engine = command_engine(address)
     if sqlite_file(address):
         sa.event.listen(engine, "connect", prepare_sqlite_connection)
@@ -125,8 +125,8 @@ def _engine(address: URL) -> sa.Engine:
 def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
     """Create the target, unless an earlier copy created it; returns the progress of the copy.
 
-    Raises DatabaseError for a database that is of an older revision, is served, has any row except
-    the heartbeat of a stopped service, or contains another copy; it is left unchanged.
+    Raises DatabaseError, and leaves the target unchanged, if it has an older revision, is served,
+    has any rows except the heartbeat of a stopped service, or contains another copy.
     """
     try:
         migrations.upgrade(address, may_change=False)
@@ -165,7 +165,7 @@ def _progress(connection: sa.Connection, address: URL, source: str) -> tuple[int
 def _copy_table(
     reads: sa.Connection, engine: sa.Engine, index: int, last_key: Sequence[Any]
 ) -> None:
-    """Copy the rows after `last_key`, which is empty if no row was copied."""
+    """Copy the rows after `last_key`, which is empty if no row has been copied yet."""
     table, key = TABLES[index], [*TABLES[index].primary_key]
     rows = sa.select(table).order_by(*key).execution_options(yield_per=READ_ROWS)
     if last_key:
@@ -186,7 +186,7 @@ def _advance(connection: sa.Connection, index: int, last_key: Sequence[Any]) -> 
 
 
 def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> dict[str, Any]:
-    """Read the table on both sides; raises DatabaseError if they differ."""
+    """Compare a table in the two databases; raises DatabaseError if it differs."""
     with engine.connect() as connection:
         copied = _checksum(connection, table)
     if _checksum(reads, table) != copied:
@@ -199,7 +199,7 @@ def _compared(reads: sa.Connection, engine: sa.Engine, table: sa.Table) -> dict[
 def _checksum(connection: sa.Connection, table: sa.Table) -> dict[str, Any]:
     """The number of rows, and a checksum that does not depend on the order of the rows.
 
-    It is the sum of the SHA-256 of each row as JSON, modulo 2^256. Databases sort differently.
+    The checksum is the sum of the SHA-256 hashes of the rows, each as JSON, modulo 2^256.
     """
     count = total = 0
     for row in connection.execute(sa.select(table).execution_options(yield_per=READ_ROWS)):
@@ -216,7 +216,7 @@ def _finish(engine: sa.Engine) -> None:
             for table in TABLES:
                 for column in table.columns:
                     if column.identity is not None:
-                        # The next row gets a number above the copied ones.
+                        # Numbers of new rows continue after the highest copied number.
                         sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
                         highest = sa.select(sa.func.max(column)).scalar_subquery()
                         connection.execute(sa.select(sa.func.setval(sequence, highest)))

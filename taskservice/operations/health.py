@@ -31,11 +31,11 @@ from taskservice.terms import BROKEN, LATE, OK
 
 # The heartbeat of the serving processes, which shows that a database is in use.
 
-# How often one of the serving processes writes the heartbeat.
+# The interval at which one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
-# Maintenance also writes the heartbeat, so that it is younger than this while a process serves.
+# While a process serves the database, the heartbeat is younger than this.
 MAX_AGE_SECONDS = 25.0
-# A longer gap is an outage of the service.
+# A longer gap between two heartbeats counts as an outage of the service.
 MAX_GAP_SECONDS = 60.0
 
 
@@ -44,7 +44,7 @@ def seconds_ago(parameter: str) -> database_now:
     return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 
-# A heartbeat in the future is ignored, since the clock was set back after it.
+# A heartbeat in the future is ignored: the clock has been set back since it was written.
 IS_CURRENT = ServiceHeartbeat.until.between(seconds_ago("max_gap"), database_now())
 _RENEW = sa.update(ServiceHeartbeat).values(
     since=sa.case((IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
@@ -78,17 +78,17 @@ NO_BACKGROUND_WORK = (
     "and old tasks are not removed. Run `taskservice background` too, or use `taskservice serve`."
 )
 
-# Files in `DATA` that are locked while `taskservice background`, or a WSGI server other than
-# `taskservice serve`, runs. For such a server, `taskservice background` writes the heartbeat.
+# Files in the directory `DATA`: the first is locked while `taskservice background` runs, and the
+# second while a WSGI server other than `taskservice serve` runs.
 BACKGROUND_LOCK = "background.lock"
 SERVER_LOCK = "server.lock"
 
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
-# With less free space the disk counts as full, since the next writes would fail.
+# A disk with less free space counts as full, since the next writes would fail.
 MIN_FREE_BYTES = 64 * 1024
 
-# Without memory or a thread it is unknown whether the database can be used.
+# A RuntimeError is also raised if no thread can be started to run the query.
 FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = sa.text("SELECT current_setting('transaction_read_only') = 'on'")
@@ -96,8 +96,8 @@ _REVISION = sa.text("SELECT version_num FROM alembic_version")
 # Each statement fails if its table is locked, or if the table or a column is missing or can't be
 # read.
 _ALL_COLUMNS = [sa.select(*table.columns).where(sa.false()) for table in db.metadata.sorted_tables]
-# Each count reads an index, and all but two of them read only a small part of it. With a million
-# tasks and a million deliveries, this takes 50 ms, and GROUP BY would take a second.
+# Each count reads an index, and only two counts read a whole index. With a million tasks and a
+# million deliveries, this statement takes 50 ms; with GROUP BY, it would take a second.
 _COUNTS = sa.text("""
     SELECT (SELECT count(*) FROM tasks) AS tasks,
         (SELECT coalesce(sum((
@@ -114,7 +114,7 @@ _COUNTS = sa.text("""
         (SELECT count(*) FROM deliveries
             WHERE state IN ('failed', 'cancelled') AND state = 'cancelled') AS cancelled
 """)
-# Reads the whole table, which is small compared to the table of tasks.
+# Reads the whole table of agents, which is small compared to the table of tasks.
 _AGENTS = sa.select(
     sa.func.count().filter(Agent.state == OK).label(OK),
     sa.func.count().filter(Agent.state == BROKEN).label(BROKEN),
@@ -130,14 +130,14 @@ _SIZE = sa.select(sa.func.pg_database_size(sa.func.current_database()))
 
 
 def show_running(lock: Path) -> None:
-    """Let `is_running` be true until this process and all that it forks have ended."""
+    """Lock the file, so that `is_running` is true until this process and its forks have ended."""
     with suppress(OSError):
         descriptor = os.open(lock, os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def is_running(lock: Path) -> bool:
-    """Whether a process that called `show_running` runs on this machine."""
+    """Whether a process that called `show_running` is still running on this machine."""
     try:
         with open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,13 +149,13 @@ def is_running(lock: Path) -> bool:
 
 
 def oldest_due_seconds(connection: sa.Connection) -> float | None:
-    """The age of the oldest due delivery; None if none is due."""
+    """How long the oldest due delivery has been due, in seconds; None if no delivery is due."""
     *oldest, now = connection.execute(_OLDEST_DUE).one()
     return max((seconds_between(time, now) for time in oldest if time), default=None)
 
 
 class DatabaseProbe(Generic[T]):
-    """Runs `query` in one thread at a time, for all callers, who wait only for a limited time."""
+    """Runs `query` in a thread that all callers share; each caller waits for a limited time."""
 
     def __init__(self, app: Flask, query: Callable[[], T]) -> None:
         self._app, self._query = app, query
@@ -163,7 +163,7 @@ class DatabaseProbe(Generic[T]):
         self._result: Future[T] | None = None
 
     def result(self, seconds: float) -> T:
-        """The query's result. Raises its errors, and TimeoutError if there is no result in time."""
+        """The result of the query. Raises the query's errors, and TimeoutError after `seconds`."""
         with self._lock:
             result = self._result
             if result is None or result.done():
@@ -184,7 +184,7 @@ class DatabaseProbe(Generic[T]):
 
 
 class Probes(NamedTuple):
-    """Whether the database can be read and written, and its contents as metrics."""
+    """One probe finds out whether the database can be used, the other counts its contents."""
 
     readiness: DatabaseProbe[None]
     metrics: DatabaseProbe[list[str]]
@@ -195,9 +195,9 @@ def init_app(app: Flask) -> None:
 
 
 def require_usable() -> None:
-    """Raises a Problem, 503, unless the database can be read and written."""
+    """Raises a Problem with status 503 unless the database can be read and written."""
     if not _is_usable():
-        raise database_unavailable("The database cannot be read and written now")
+        raise database_unavailable("The database cannot be read or written now")
 
 
 def database_metrics() -> list[str]:
@@ -211,7 +211,7 @@ def database_metrics() -> list[str]:
 
 
 def backup_metrics() -> list[str]:
-    """A metric with the time of the last backup; none if no backup has been started."""
+    """A metric with the time of the last backup; an empty list if no backup was ever started."""
     backup = last_backup(current_app.config["DATA"])
     return [gauge("last_backup_timestamp_seconds", backup.st_mtime)] if backup else []
 
@@ -226,7 +226,7 @@ def _is_usable() -> bool:
 
 
 def _check_usable() -> None:
-    """Raises an error if reads or writes of requests would fail."""
+    """Raises an error if requests could not read or write the database."""
     file = sqlite_file(db.engine.url)
     if file is not None:
         # An open connection does not notice that its file was removed.
@@ -245,7 +245,7 @@ def _check_usable() -> None:
             )
         for columns in _ALL_COLUMNS:
             connection.execute(columns)
-    # A transaction that changes nothing succeeds even on a disk on which all writes fail.
+    # The transaction above changes nothing, so it succeeds even if all writes to the disk fail.
     record()
 
 

@@ -20,10 +20,10 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Unknown methods and paths are counted together, since clients can invent any number of them.
 OTHER = "other"
 
-# The number of processes that can count at the same time: at most 64 workers, twice as many during
+# The maximum number of processes that count at the same time: 64 workers, and twice as many during
 # a reload.
 SLOTS = 128
-# Combinations of route, method and status that each process can count.
+# The maximum number of combinations of route, method and status that each process counts.
 RECORDS = 1024
 # A record consists of words of 8 bytes: its labels as text, a count for each bucket, and the sum of
 # the durations in microseconds.
@@ -32,9 +32,9 @@ _LABELS = 16
 _TEXT = f"{_LABELS * _WORD}s"
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
-# The start of a slot: how many records it has, and how many streams and waits are open.
+# A slot begins with the number of its records, and the number of open streams and waits.
 _HEAD = 2
-# The extra record is never read: it receives the counts when no record is free.
+# The extra record is never read: requests are counted in it when no other record is free.
 _SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
@@ -85,23 +85,23 @@ class RequestCounts:
 
     def __init__(self) -> None:
         # Anonymous memory needs no clean-up and no disk, and unused pages take no space.
-        # The extra slot is never read: it is for processes that find no free slot.
+        # The extra slot is never read: processes use it if no other slot is free.
         self._bytes = memoryview(mmap.mmap(-1, (SLOTS + 1) * _SLOT * _WORD))
         self._words = self._bytes.cast("Q")
         self._lock = Lock()
         self.use_free_slot(())
 
     def use_free_slot(self, taken: Collection[int]) -> int:
-        """Use a free slot from now on, and return it; living processes use the slots `taken`."""
+        """Switch to a slot that is not in `taken`, the slots of other processes; returns it."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
         self._offsets = dict(self._records(self._start))
-        # The waits of a dead process have ended.
+        # A process that used this slot before is dead, so its waits have ended.
         self._words[self._start + 1] = 0
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request whose response began after `seconds`; `route` is a rule, not a path."""
+        """Count a request whose response began after `seconds`; `route` is a URL rule."""
         labels = (route or OTHER, method if method in METHODS else OTHER, status)
         with self._lock:
             offset = self._offsets.get(labels) or self._add_record(labels)
@@ -109,7 +109,7 @@ class RequestCounts:
             self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
 
     def add_wait(self, change: int) -> None:
-        """Count a stream or wait at its start (1) and at its end (-1)."""
+        """Change the number of open streams and waits, by 1 at a start and by -1 at an end."""
         with self._lock:
             self._words[self._start + 1] += change
 
@@ -145,7 +145,7 @@ class RequestCounts:
         ]
 
     def _records(self, start: int) -> Iterator[tuple[tuple[str, str, int], int]]:
-        """The labels of each record of the slot at `start`, and the offset of its counts."""
+        """For each record of the slot at `start`, its labels and the offset of its counts."""
         for number in range(self._words[start]):
             offset = start + _HEAD + number * _RECORD
             (text,) = unpack_from(_TEXT, self._bytes, offset * _WORD)
@@ -158,7 +158,7 @@ class RequestCounts:
         if number < RECORDS:
             route, method, status = labels
             pack_into(_TEXT, self._bytes, offset * _WORD, f"{status} {method} {route}".encode())
-            # Last, so that the record is complete even if this process dies.
+            # This is the last step, so that a process that dies leaves no incomplete record.
             self._words[self._start] = number + 1
             self._offsets[labels] = offset + _LABELS
         return offset + _LABELS

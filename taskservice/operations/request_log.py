@@ -21,15 +21,15 @@ from taskservice.terminal import escaped, escaped_lines
 logger = logging.getLogger("taskservice.request")
 
 _SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/|/sign-in/)[0-9A-Za-z+/=_%-]+")
-# Text that could be mistaken for several values, or for a value with its name.
+# Text that could be mistaken for several values, or for a name and a value.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
 
 
 class _Formatter(logging.Formatter):
-    """A line of JSON; or a time, a level, a message, and then each detail as `name=value`.
+    """Formats a record as a line of JSON, or as a line of text with details as `name=value`.
 
-    So that clients can forge neither lines nor details, ambiguous values and messages with `=` are
-    quoted and escaped as in JSON, and the lines of a traceback are indented.
+    In text, ambiguous values and messages with `=` are quoted and escaped as in JSON, and the lines
+    of a traceback are indented: otherwise clients could forge lines or details.
     """
 
     def __init__(self, form: str) -> None:
@@ -71,7 +71,7 @@ def _quoted(text: str) -> str:
 
 
 def configure_logging(level: str, form: str, *others: str) -> None:
-    """Send the log of the service and of `others` to stderr; `form` is `text` or `json`."""
+    """Send the logs of the service and of the loggers `others` to stderr, as `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
     for name in ("taskservice", *others):
@@ -82,7 +82,10 @@ def configure_logging(level: str, form: str, *others: str) -> None:
 
 
 def log_extra(headers: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """The `extra` for a log line outside of a request, with the ID in the headers, or a new ID."""
+    """The argument `extra` for a log line outside of a request.
+
+    It contains the request ID from the headers, or a new ID.
+    """
     named = (value for name, value in headers if name.lower() == "x-request-id")
     return {"details": {"requestId": request_id(next(named, ""))}}
 
@@ -92,7 +95,7 @@ def init_app(app: Flask) -> None:
 
 
 def add_details(**details: str) -> None:
-    """Add details to the log line of this request."""
+    """Add details to the log line of the current request."""
     g.more_details = details
 
 
@@ -102,7 +105,7 @@ def _end(response: Response) -> Response:
     response.headers.add("X-Request-Id", this.id)
     seconds = time.perf_counter() - this.began
     metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
-    # An open page and an idle worker poll every few seconds, and mostly get these statuses.
+    # Open pages and idle workers poll every few seconds, and mostly get a 204 or a 304.
     level = logging.DEBUG if response.status_code in (204, 304) else logging.INFO
     if logger.isEnabledFor(level):
         details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
@@ -110,6 +113,6 @@ def _end(response: Response) -> Response:
         if caller is not None:
             details |= {"user": caller.user_name, "key": caller.key_name, "keyId": caller.key_id}
         details |= g.get("more_details", {})
-        # The path only: a query can contain a misplaced secret.
+        # The query of the URL is not logged, since a client may have put a secret there.
         logger.log(level, "%s %s", method, this.path, extra={"details": details})
     return response

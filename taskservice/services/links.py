@@ -74,9 +74,9 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     return cast(LinkRow, require(link, "link"))
 
 
-# Answer links: each lets anyone answer one question, once, without a key. They are not stored.
+# Answer links, which are not stored. Each lets anyone answer one question, once, without a key.
 
-# A token contains the ID of the question and a code of 128 bits that only this service can create.
+# A token contains the ID of the question, and 128 bits of an HMAC with the service's secret key.
 _ID_BYTES, _CODE_BYTES = 16, 16
 
 _QUESTION = (
@@ -100,7 +100,7 @@ _QUESTION = (
 
 
 def token_of(question_id: str) -> str:
-    """The token in the answer link of a question, which is always the same."""
+    """The token of a question's answer link; a question always has the same token."""
     id_bytes = UUID(question_id).bytes
     key = str(current_app.config["SECRET_KEY"]).encode()
     code = hmac.digest(key, b"answer link " + id_bytes, "sha256")[:_CODE_BYTES]
@@ -128,10 +128,10 @@ def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -
 
 
 def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The label and the form data of each answer, if the question has a field of 1 to 3 choices.
+    """The label and the form data of each possible answer, if there are at most three.
 
-    The result is empty unless this field is the only field, or the only required field: an answer
-    can omit optional fields.
+    The list is empty unless the question has only one field, or only one required field, since an
+    answer can omit optional fields.
     """
     fields = schema["properties"]
     names = list(fields) if len(fields) == 1 else schema.get("required", [])

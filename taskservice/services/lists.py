@@ -56,22 +56,22 @@ from taskservice.terms import (
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 LATEST, HIGHEST_ID = "9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff"
-# Each label of a selection is a separate filter, and all of them must match.
+# Each label of a selection is a separate filter, and a task must match all filters.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 _CALLBACKS = {f"callback_{state}": state for state in (PENDING, FAILED)}
 _is_asking = and_(IS_ASKING, exists(select(1).where(Question.task_id == Task.id, can_be_answered)))
 _delivery = select(1).where(Delivery.task_id == Task.id, Delivery.hook_id.is_(None))
 _label = select(1).where(TaskLabel.task_id == Task.id)
-# Running tasks that no agent has claimed, as in the WHERE of the index `tasks_unclaimed`.
-# `agent_id > ''` is always true; it makes SQLite prefer that index to the index by status.
+# Running tasks that no worker has claimed, written as in the WHERE of the index `tasks_unclaimed`.
+# `agent_id > ''` is always true; it makes SQLite prefer this index to the index by status.
 WAITING = "waiting"
 IS_WAITING: Any = text(
     "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
 )
 # The condition of each filter.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
-    # With `tasks_of_user`, this is equivalent to `visible_tasks`, whose OR would prevent SQLite
-    # from using the index of an agent.
+    # Together with `tasks_of_user`, this condition is equivalent to `visible_tasks`. The OR in
+    # `visible_tasks` would prevent SQLite from using the index by agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agentId": Task.agent_id == bindparam("agentId"),
     "errorType": Task.error_type == bindparam("errorType"),
@@ -97,7 +97,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 }
 # The names of the given filters; a statement is compiled once for each set of names.
 Filters: TypeAlias = frozenset[str]
-# The filters that have an index in the order of creation, the most selective first.
+# The filters with an index that is sorted by creation time, the most selective filter first.
 _IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
 # The maximum number of tasks that are read by their IDs and sorted for one page.
 MAX_CANDIDATES = 5_000
@@ -107,7 +107,7 @@ _deliveries = select(Delivery.task_id).where(
 )
 _labels = select(TaskLabel.task_id).where(TaskLabel.user_id == _user_id)
 # For each of these filters, a SELECT of the matching tasks that uses an index. The states of
-# callbacks are written as in the conditions of the indexes, so that the database uses the indexes.
+# callbacks are literals, as in the WHERE of their indexes; otherwise no index would be used.
 _SETS: dict[str, AnySelect] = {
     **{
         name: select(Task.id).where(tasks_of_user, CONDITIONS[name])
@@ -122,13 +122,13 @@ _SETS: dict[str, AnySelect] = {
 
 
 def _by_name_statement(ids_by_name: Any, aggregate: Any) -> Statement[AnyRow]:
-    """Selects the `size` of a set, counted up to a limit, and its `ids`, as one value."""
+    """Selects the `size` of a set, counted up to a limit, and its `ids` as a JSON or SQL array."""
     ids = select(ids_by_name.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
     return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
 
 
 # For each dialect, a statement that selects the tasks whose names may match, and the condition that
-# a task is among these `candidates`, which are row numbers on SQLite and IDs on PostgreSQL.
+# a task is one of these `candidates`. On SQLite they are row numbers, on PostgreSQL task IDs.
 _BY_NAME = {
     "sqlite": (
         _by_name_statement(name_index.CANDIDATES, func.json_group_array),
@@ -166,7 +166,7 @@ class Selection(NamedTuple):
 
 
 def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
-    """The parameters of a list's SQL, by name; a filter without a value is True if it is set."""
+    """The parameters of a list's SQL, by name; a given filter that needs no value is True."""
     values = selection._asdict() | {
         "user_id": caller.user_id,
         "own_agent_id": caller.agent_id,
@@ -189,7 +189,7 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 def _conditions(filters: Filters, by_index: Filters) -> list[ColumnElement[bool]]:
     """The conditions of these filters; SQLite may use an index only for filters in `by_index`."""
-    # Without statistics, SQLite would often prefer another index to the index in the list's order.
+    # SQLite, which has no statistics here, would often choose another index than the list's order.
     searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
     checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
     return [tasks_of_user, *searched, *([unindexed(checked)] if checked else [])]
@@ -200,14 +200,14 @@ def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
     return and_(*conditions).is_(true())
 
 
-# How many tasks are checked against the filters. First, FIRST_SEARCHED tasks are checked, which is
-# enough if many match. If MAX_SEARCHED further tasks are not enough either, the page ends, and the
-# next page continues from there.
+# A search first checks FIRST_SEARCHED tasks against the filters, which is enough if many tasks
+# match. If MAX_SEARCHED further tasks do not fill the page, the page ends, and the next page
+# continues after these tasks.
 FIRST_SEARCHED = 500
 MAX_SEARCHED = 20_000
-# The maximum number of tasks that one read returns, of up to 100 kB each, and the maximum number of
-# positions in a read for a whole list.
+# The maximum number of tasks that one read returns; each task takes up to 100 kB.
 TASKS_PER_READ = 100
+# The maximum number of positions that one read of a whole list returns.
 POSITIONS_PER_READ = 1_000
 # The number of compiled statements of each kind that are cached.
 STATEMENTS = 256
@@ -221,12 +221,12 @@ class Position(NamedTuple):
     id: str
 
 
-# Positions in a list, and the position at which to continue if there may be more.
+# Positions in a list, and the position after which to continue if there may be more tasks.
 Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """What a list's SQL depends on; without a `candidate_set`, it reads the sort order's index."""
+    """What a list's SQL depends on; without a `candidate_set`, it reads the index of `sort`."""
 
     filters: Filters
     sort: str
@@ -234,7 +234,7 @@ class Scan(NamedTuple):
 
 
 class TaskList:
-    """The tasks of a selection that the caller may see, in its order.
+    """The tasks of a selection that the caller may see, in the order of the selection.
 
     Each part of the list is a separate read, so that a slow reader holds no transaction open. A
     task that was deleted or no longer matches the selection is omitted.
@@ -244,7 +244,7 @@ class TaskList:
         self._sort = selection.sort
         self.values = _parameters(caller, selection)
         self._all_filters = frozenset(CONDITIONS.keys() & self.values.keys())
-        # The filter by the time of the sort order bounds the part of the index that is read. All
+        # The filter by the time that sorts the list bounds the part of the index that is read; all
         # other filters are in `filters`.
         bounded = "finished" if self._sort == BY_END else "created"
         self.filters = self._all_filters - {bounded}
@@ -252,7 +252,7 @@ class TaskList:
         highest = Position(self.values.get(f"{bounded}Before", LATEST), clock.LOWEST_ID)
         is_newest_first = self._sort == NEWEST_FIRST
         self._start, self._end = (highest, lowest) if is_newest_first else (lowest, highest)
-        # Whether the index in this order covers all filters, so that every task it yields matches.
+        # Whether the index covers all filters, so that every task that is read from it matches.
         self._is_indexed = self.filters <= _indexed_filters(self.filters, self._sort)
 
     def all(self, shape: Shape) -> Iterator[Sequence[TaskRow]]:
@@ -277,7 +277,7 @@ class TaskList:
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
             return self._tasks_at(positions, shape), end
-        # One more task shows whether there is a next page.
+        # One task more than the limit is read, which shows whether there is a next page.
         rows: list[Any] = self.run(partial(_listed_statement, shape), after, count=limit + 1)
         last = rows[limit - 1] if len(rows) > limit else None
         return self._parts(rows[:limit], shape), last and Position(last.time, str(UUID(last.id)))
@@ -291,7 +291,7 @@ class TaskList:
             count = types.next_limit(len(ids), _size(rows), TASKS_PER_READ)
 
     def _parts(self, rows: Sequence[TaskRow], shape: Shape) -> Iterator[Sequence[TaskRow]]:
-        """The same tasks in parts; each large task is read again, in a separate part."""
+        """The tasks of `rows`, in parts; each large task is read again, in a separate part."""
         for is_small, group in groupby(rows, lambda row: row.json is not None):
             if is_small:
                 yield list(group)
@@ -300,7 +300,7 @@ class TaskList:
                 yield from (self.read([str(UUID(row.id))], statement) for row in group)
 
     def read(self, ids: Sequence[str], make_statement: Callable[[Filters], Any]) -> list[Any]:
-        """The tasks with these IDs, in this order; the WHERE of the statement is `still_match`."""
+        """The tasks with these IDs, in this order; the statement must filter by `still_match`."""
         statement = make_statement(self._all_filters)
         rows = {row.id: row for row in read_all(statement, **self.values, task_ids=ids)}
         return [rows[task_id] for task_id in ids if task_id in rows]
@@ -308,7 +308,7 @@ class TaskList:
     def positions(self, after: Position | None, limit: int) -> Positions:
         """The next `limit` positions, or fewer if the list ended or the search stopped."""
         if self._sort == BY_END and self.values.get("status") == RUNNING:
-            # A search for the next task would read all finished tasks.
+            # A running task has no `finished_at`: a search would read all finished tasks in vain.
             return [], None
         positions, stopped = self._search(after, limit + 1)
         return (
@@ -318,7 +318,7 @@ class TaskList:
         )
 
     def _search(self, after: Position | None, count: int) -> Positions:
-        """The next positions among a limited number of tasks, or among few candidates."""
+        """The next positions among a limited number of tasks, or in the smallest candidate set."""
         if self._is_indexed:
             return self._positions(after, None, count), None
         positions: list[Position] = []
@@ -336,7 +336,7 @@ class TaskList:
         return positions, after
 
     def longest(self, count: int) -> Positions:
-        """The longest runs among the newest MAX_SEARCHED tasks, or among few candidates.
+        """The longest runs among the newest MAX_SEARCHED tasks, or in the smallest candidate set.
 
         The second value is not None if older tasks were not searched.
         """
@@ -350,7 +350,7 @@ class TaskList:
     def newest(
         self, make_statement: Callable[[Scan], Statement[Any]], maximum: int
     ) -> tuple[list[Any], Position | None]:
-        """The rows of few candidates, or of the newest `maximum` tasks.
+        """The rows for the smallest candidate set, or for the newest `maximum` tasks.
 
         The second value is the position at which the search ended, if older tasks remain.
         """
@@ -359,9 +359,9 @@ class TaskList:
         return self.run(make_statement, None, end, candidate_set), end
 
     def position(self, after: Position | None, number: int) -> Position | None:
-        """The position `number` tasks after a position in the index, if there are as many tasks."""
-        # A search determines its end before it starts. Otherwise a deletion in between would move
-        # the end, and a task would be skipped.
+        """The position that is `number` tasks after `after` in the index, None if there is none."""
+        # A search calls this before it reads tasks: a deletion during the search can then not move
+        # its end, which would skip a task.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
         return Position(*rows[0]) if rows else None
 
@@ -384,7 +384,7 @@ class TaskList:
         **values: Any,
     ) -> list[Any]:
         """The rows of the statement for tasks from `after`, exclusive, to `end`, inclusive."""
-        # The cursor may come from a list with other filters.
+        # A cursor from a list with other filters may be outside of this list's bounds.
         further = min if self._sort == NEWEST_FIRST else max
         after, end = further(after or self._start, self._start), end or self._end
         values |= {"after_time": after.time, "after_id": after.id}
@@ -405,7 +405,7 @@ class TaskList:
                     name = connection.dialect.name
                     patterns = {"trigrams": trigrams, "name_pattern": name_index.like_pattern(part)}
                     [named] = _BY_NAME[name][0].all(connection, **patterns, maximum=maximum)
-                    # The IDs are stored, since searching names again is slow.
+                    # The candidates are stored, since a second search in names would be slow.
                     sizes[name], self.values["candidates"] = named.size, named.ids or []
         smallest = min(sizes, key=sizes.__getitem__, default=None)
         return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
@@ -416,14 +416,14 @@ def _size(rows: Sequence[TaskRow]) -> int:
 
 
 def ids_with_prefix(caller: Caller, digits: str) -> list[str]:
-    """At most two IDs of tasks that begin with these hexadecimal digits, without hyphens."""
+    """At most two task IDs that begin with `digits`: hexadecimal digits without hyphens."""
     is_between = Task.id.between(digits.ljust(32, "0"), digits.ljust(32, "f"))
     ids = select(Task.id).where(is_between, unindexed([visible_tasks])).limit(2)
     return [row.id for row in read_all(ids, **caller.scope)]
 
 
 def summaries(caller: Caller, positions: Sequence[Position]) -> list[TaskRow]:
-    """The tasks at these positions, in their order, with the columns that a table shows."""
+    """The tasks at these positions, in the same order, with the columns that a table shows."""
     ids = [position.id for position in positions]
     return TaskList(caller, Selection()).read(ids, _summaries_statement)
 
@@ -433,7 +433,7 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """The `count` of each task's children, up to a limit, and how many `failed`, by task ID."""
+    """By ID of a task with children: their `count`, up to MAX_CHILDREN, and how many `failed`."""
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
 
@@ -457,7 +457,7 @@ _CHILDREN = Statement[AnyRow](
 
 
 def _indexed_filters(filters: Filters, sort: str) -> Filters:
-    """The filter, if any, that the index in this order covers, so that only matches are read."""
+    """The filter that the index in this order covers, as a set; empty if there is no such index."""
     names = () if sort == BY_END else _IN_AN_INDEX
     return frozenset([name for name in names if name in filters][:1])
 
@@ -485,7 +485,7 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
-    # The ID is in the form that the database stores, since few of the IDs are used.
+    # The ID is read as it is stored, since converting every ID would be slow, and few are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     statement = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
     return Statement(statement.limit(bindparam("count")))
@@ -505,7 +505,7 @@ def in_order(scan: Scan, *conditions: ColumnElement[bool]) -> Any:
 
 
 def _conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
-    """The conditions of a list; SQLite reads the index in its order, or the candidates."""
+    """The conditions of a list, for which SQLite reads the list's index or its candidate set."""
     after, end = (
         tuple_(
             bindparam(f"{name}_time", type_=Timestamp()), bindparam(f"{name}_id", type_=Identifier)
@@ -528,10 +528,10 @@ def _sort_column(sort: str) -> Any:
     return Task.finished_at if sort == BY_END else Task.created_at
 
 
-# The database writes tasks as JSON; writing it in Python would make lists much slower.
+# The database converts tasks to JSON; doing this in Python would make lists much slower.
 
-# A task that exceeds one of these limits is read separately. They limit the size of its log in
-# bytes, and the length of its input, output or error message in characters.
+# A task is read separately if its log has more bytes than MAX_LOG_BYTES, or if its input, output or
+# error message has more characters than MAX_TEXT_LENGTH.
 MAX_LOG_BYTES = 8 * 1024
 MAX_TEXT_LENGTH = 4 * 1024
 
@@ -565,7 +565,7 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
     if isinstance(field, StoredJson):
         return "%s", column, func.length(column) <= MAX_TEXT_LENGTH
     if isinstance(field, OpenQuestions):
-        # Python decides whether the questions are still open.
+        # A task with questions is read separately: Python finds out which of them are still open.
         return "%s", column, column == NO_QUESTIONS
     if isinstance(field, fields.Integer):
         return "%s", column, true()
@@ -573,9 +573,9 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
         return "%s", func.coalesce(column, "null"), true()
     if not isinstance(column.type, Uuid | Timestamp):
         return "%s", types.json_string(column), true()
-    # All tasks of a list have the same user, so this ID is formatted once, as a constant.
+    # All tasks of a list have the same user, so the user ID is formatted once, as a constant.
     text = types.api_text(_user_id if column is Task.user_id else column)
-    # An ID or a time has no characters that JSON escapes.
+    # IDs and times contain no characters that JSON escapes.
     if not column.nullable:
         return '"%s"', text, true()
     return "%s", case((column.is_(None), "null"), else_=types.json_string(text)), true()
@@ -586,16 +586,16 @@ _ERROR = types.formatted(
     types.json_string(Task.error_type),
     types.json_string(Task.error_message),
 )
-# All lines become one JSON string, in which each `\n` is then replaced by the boundary between two
-# strings. Before that, each `\\` is replaced by the character U+0001, which JSON does not contain,
-# since the `\n` in `\\n` is not a line feed.
+# The lines become one JSON string, in which each escaped line feed, `\n`, is then replaced by the
+# boundary between two strings. The `\n` in `\\n` is not a line feed, so each `\\` is first replaced
+# by the character U+0001, which JSON never contains.
 _STRING = types.json_string(TEXT_OF_LOG)
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()
 
 
 def still_match(filters: Filters) -> tuple[ColumnElement[bool], ...]:
-    """The conditions of `TaskList.read`."""
+    """The conditions for `TaskList.read`: the task has one of the IDs, and matches the filters."""
     return types.is_among(Task.id, "task_ids"), unindexed(_conditions(filters, filters))
 
 
@@ -606,7 +606,7 @@ def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
-    # Omits texts of up to a megabyte that this shape does not contain.
+    # The input and the output can have a megabyte each, so they are read only if they are needed.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
     return Statement(with_log_id([*columns, null().label("json")]).where(*still_match(filters)))
@@ -642,8 +642,8 @@ def count_by_state(
     """The number of tasks in each state; the selection's filters by state are ignored.
 
     Without other filters, each count stops at `maximum`, and claimed tasks are counted among
-    `maximum` running tasks. Other filters are applied to the newest MAX_COUNTED tasks, or to few
-    candidates. The second value is false if older tasks were not counted.
+    `maximum` running tasks. With other filters, the newest MAX_COUNTED tasks, or the tasks in the
+    smallest candidate set, are counted. The second value is false if older tasks were not counted.
     """
     of_all_states = selection._replace(
         status=None, errorType=None, claimed=None, hanging=None, sort=NEWEST_FIRST
@@ -657,7 +657,7 @@ def count_by_state(
 
 
 def _limited_count(state: str) -> Any:
-    # The index of waiting tasks is ordered by agent first, and not by creation alone.
+    # The index of waiting tasks is sorted by agent first, so it can't find tasks by creation time.
     created = CONDITIONS["created"] if state != WAITING else unindexed([CONDITIONS["created"]])
     # No index contains only claimed tasks, so they are counted among the running tasks.
     counted, among = (Task.claimed_at, RUNNING) if state == CLAIMED else (Task.id, state)

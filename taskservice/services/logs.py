@@ -33,7 +33,7 @@ from taskservice.errors import Problem, invalid, require
 from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import tasks
 
-# A line and the time at which the agent printed it, which is None if it is unknown.
+# A line of a log, and the time at which it was printed, or None if the time is unknown.
 TimedLine: TypeAlias = tuple[str, str | None]
 # A log of at most this many bytes is read in the same statement as its task.
 SMALL_LOG = 64 * 1024
@@ -85,7 +85,7 @@ _ENDS = Statement[AnyRow](
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
-    """At most `maximum` lines after line `after`, or about a megabyte. Raises LogDropped."""
+    """The lines after line `after`: at most `maximum`, and about a megabyte. Raises LogDropped."""
     lines: list[TimedLine] = []
     for page in pages(row, after, maximum):
         lines += page.timed_lines()
@@ -95,7 +95,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
 
 
 class Page(NamedTuple):
-    """The lines from `after + 1` to at most `until` of consecutive chunks."""
+    """Lines of consecutive chunks: line `after + 1` and the following lines, to at most `until`."""
 
     chunks: Sequence[Any]
     after: int
@@ -130,7 +130,8 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    # At most one row for each remaining line, since each row contains at least one line.
+    # The maximum number of chunks that the next read returns. A read never returns more chunks than
+    # lines remain, since each chunk contains at least one line.
     limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
@@ -145,7 +146,7 @@ def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Pa
 
 
 def get_task(caller: Caller, task_id: str) -> TaskRow:
-    """A task that the caller may see, with the lines of a small log. Raises 404."""
+    """A task that the caller may see, with the lines of its log if the log is small. Raises 404."""
     task: TaskRow | None = read_one(_TASK_AND_LINES, task_id=task_id, **caller.scope)
     return require(task, "task")
 
@@ -175,7 +176,10 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
-    """The chunks of about the last, and then the first, `size` bytes. Raises LogDropped."""
+    """The chunks of about the last `size` bytes, then of the first `size` bytes of a log.
+
+    Raises LogDropped.
+    """
     until, remaining = row.log_count, size
     for chunk in _chunks_from_end(row):
         yield chunk
@@ -219,7 +223,7 @@ def ends(task_ids: Collection[str]) -> dict[str, str]:
     return {task_id: "\n".join(texts[task_id])[-MAX_END:] for task_id in texts}
 
 
-# Splits new lines into chunks of bounded size, without an object for each line.
+# The code below splits new lines into chunks of bounded size, without an object for each line.
 
 # Chunks are small, since a whole chunk is read even for a single line.
 CHUNK_BYTES = 64 * 1024
@@ -230,7 +234,10 @@ CHUNKS_PER_READ = 256
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` lines of `size` bytes, including line feeds; without `times`, their time is now."""
+    """A part of a log; `size` is in bytes and includes all line feeds.
+
+    If `times` is empty, the lines get the time at which they are stored.
+    """
 
     text: str
     count: int
@@ -239,7 +246,7 @@ class Chunk:
 
 
 def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
-    """The chunks of a text, in which each line ends with a line feed, except perhaps the last line.
+    """The chunks of a text; the last line may lack its line feed.
 
     A carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
     the time of all lines, in milliseconds. Raises 422 for a line that is too long.
@@ -251,7 +258,10 @@ def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
 
 
 def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
-    """The chunks of strings without NUL; `at` is a time, or a time for each string. Raises 422."""
+    """The chunks of strings without NUL; `at` is the time of all strings, or one for each string.
+
+    Times are in milliseconds. Raises 422.
+    """
     times: clock.Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
         if len(at) != len(strings):
@@ -269,14 +279,14 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
 
 
 def _part(times: clock.Times, first: int, count: int) -> clock.Times:
-    """The times of `count` lines from line `first` on; this line becomes line 0."""
+    """The times of `count` lines from line `first` on; line `first` becomes line 0."""
     start = bisect_right(times, first, key=itemgetter(0)) - 1
     end = bisect_left(times, first + count, key=itemgetter(0))
     return [(max(line - first, 0), time) for line, time in times[start:end]]
 
 
 def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
-    """These chunks without their first `count` lines."""
+    """The chunks without the first `count` lines."""
     rest = list(chunks)
     while rest and count >= rest[0].count:
         count -= rest.pop(0).count
@@ -287,7 +297,7 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Pieces of whole lines; a piece is larger than a chunk only if it is a single line."""
+    """Split text into pieces of whole lines; only a single line is larger than CHUNK_BYTES."""
     start = 0
     while start < len(data):
         limit, end = start + CHUNK_BYTES, len(data)
@@ -306,7 +316,7 @@ def _chunks(texts: Iterable[str], times: clock.Times) -> list[Chunk]:
     for text in texts:
         text = text.removesuffix("\n")
         count, size = text.count("\n") + 1, len(text.encode()) + 1
-        # No line is longer than its chunk.
+        # A smaller chunk can't contain a line that is too long.
         if size > terms.MAX_LINE:
             sizes = [len(line.encode()) for line in text.split("\n")]
             too_long += [str(n) for n, size in enumerate(sizes, first) if size > terms.MAX_LINE]
@@ -324,10 +334,10 @@ _TASK_AND_SEQ = Statement[Any](
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
 )
-# After RETURNING, SQLAlchemy would write `Task.id` as `id`, which would be the ID of the log here.
+# In RETURNING, SQLAlchemy would write `Task.id` as `id`, which in this subquery is the log's ID.
 _own_log = select(Log.id).where(Log.task_id == literal_column("tasks.id"))
 _LOG_ID = _own_log.scalar_subquery().label("log_id")
-# Tasks to which an agent may append lines: those that are running, or have timed out.
+# A task accepts lines while it is running, and after it has timed out.
 _accepts_lines = or_(Task.status == terms.RUNNING, Task.error_type == terms.TIMEOUT)
 _UPDATE = (
     update(Task)
@@ -401,7 +411,7 @@ def append(
 
 
 def _not_stored(task: Any, sent: Sequence[Chunk], seq: int, writer: str) -> Sequence[Chunk]:
-    """Those lines of `sent` that `writer` has not sent before. Raises 409."""
+    """The lines of `sent` that `writer` has not sent before. Raises 409 if lines are missing."""
     _require_open(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq
     if seq > stored + 1:
@@ -417,7 +427,10 @@ def _require_open(task: TaskRow) -> None:
 
 
 def _add_to_writer(connection: Connection, task: TaskRow, writer: str, lines: int) -> None:
-    """Add to the line count of a writer with a name. Raises 422 for too many writers."""
+    """Add to the line count of a writer other than the default writer.
+
+    Raises 422 for too many writers.
+    """
     of_writer = {"of_task_id": task.id, "of_writer": writer}
     if _ADD_TO_WRITER.one_or_none(connection, lines=lines, **of_writer) is None:
         if _WRITER_COUNT.scalar(connection, task_id=task.id) >= terms.MAX_WRITERS:
@@ -436,8 +449,8 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> No
         or _LOG.scalar(connection, task_id=task.id)
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
-    # Times are limited to the period from the task's start, or an earlier claim, until now. The
-    # clock may have been set back since the start.
+    # Times are limited to the period from the task's start, or an earlier claim, until now. If the
+    # clock has been set back since the start, all times become the start.
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Mutes agents; afterwards, people are notified of states that began during the mute and hold."""
+"""Mutes agents; after a mute, people are notified of the states that began during it and hold."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -51,7 +51,8 @@ _HANGING = Statement[TaskRow](
     .limit(BATCH)
 )
 _CHANGE = update(Agent).where(*this_agent)
-# The pending deliveries to people about an agent; questions are not muted.
+# The pending notifications of people about an agent, except those about questions: a mute does not
+# apply to questions.
 _UNTOLD: AnySelect = (
     select(Delivery.id)
     .join(Hook, Hook.id == Delivery.hook_id)
@@ -85,7 +86,7 @@ def change(connection: Connection, caller: Caller, agent_id: str, until: str | N
         if agent.muted_at is not None:
             _end(connection, [agent])
         return
-    # The time is read while the agent is locked, as for the agent's other states.
+    # The time is read while the agent is locked, like the times of the agent's other states.
     now = current_time(connection)
     if not now < until <= clock.moved(now, terms.MAX_MUTE_DAYS * DAY_SECONDS):
         raise invalid({"mutedUntil": [f"Must be within the next {terms.MAX_MUTE_DAYS} days."]})
@@ -134,7 +135,7 @@ def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEv
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let mutes that began after `ahead` begin now and last as long as before."""
+    """Move mutes that began after `ahead`, in the future: they begin now, and last as long."""
     begun = select(Agent.user_id, Agent.id, Agent.muted_at, Agent.muted_until)
     for agent in read_all(begun.where(Agent.muted_at > ahead)):
         seconds = clock.seconds_between(agent.muted_at, agent.muted_until)

@@ -16,7 +16,7 @@ from taskservice.services import lists
 from taskservice.services.tasks import of_this_agent, relatives
 from taskservice.terms import COMPLETE
 
-# The maximum number of runs of the agent that are searched.
+# The maximum number of runs of an agent that are searched.
 SEARCHED = 500
 # The maximum number of complete runs whose labels are compared.
 MAX_GOOD = 100

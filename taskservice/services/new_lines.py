@@ -14,14 +14,17 @@ from taskservice.services import logs, neighbours, tasks
 from taskservice.services.search import MAX_SHOWN_LINE, slots
 
 MAX_NEW_LINES = 200
-# A comparison reads up to this many bytes of the start and of the end of each log, for at most this
-# many seconds.
+# A comparison reads up to COMPARED_BYTES at the start and at the end of each log, and takes at most
+# COMPARED_SECONDS.
 COMPARED_BYTES = 8 * 1024 * 1024
 COMPARED_SECONDS = 1.8
 
 
 def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
-    """The lines of a task that another run lacks, by default the last good run. Raises 404, 503."""
+    """The log lines of a task that another run, by default the last good run, lacks.
+
+    Raises 404 and 503.
+    """
     task = tasks.get(caller, task_id)
     if against_id is None:
         good = neighbours.last_good_run(task)
@@ -88,17 +91,18 @@ _MONTH = re.compile(
 _WEEKDAY = re.compile(
     rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)" + _IS_WHOLE + rb"(?:day|sday|nesday|rsday|urday)?,? +(?=0)"
 )
-# Signs with the byte before them, and the parts of numbers that become one zero.
+# The sign of a number, with the byte before it; the sign is removed.
 _SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
+# Parts of numbers, each of which is replaced by one zero.
 _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
 # Spaces that align numbers; the lookbehind makes the search consider each series of spaces once.
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 
 def _without_values(text: str) -> bytes:
-    """The lines, with one zero for each number, ID, time and temporary path."""
+    """The text with each number, ID, time and temporary path replaced by one zero."""
     sleep(0.0001)  # lets other threads run
-    # Replacing bytes is several times as fast as a single pattern for all values.
+    # Replacing bytes is several times as fast as one regular expression for all values.
     data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):
         data = _LONG_HEX.sub(b"0", data)

@@ -1,4 +1,4 @@
-"""Questions, which agents ask and withdraw, people answer or decline, and maintenance expires."""
+"""Asks, answers, declines, withdraws and expires the questions of tasks."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
@@ -17,11 +17,11 @@ from taskservice.schemas import answer_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services import events, tasks
 
-QUESTIONS_PER_READ = 4  # an answer may have a megabyte
-# A literal, as in the conditions of the indexes, so that the database uses them.
+QUESTIONS_PER_READ = 4  # An answer can take up to a megabyte.
+# The state is a literal, as in the conditions of the indexes; otherwise no index would be used.
 _is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = _is_open & (Question.expires_at <= time_from_now())
-# Reads show an open question as expired after its expiry; maintenance stores this state later.
+# Once its timeout has passed, a question is shown as expired; maintenance stores this state later.
 _STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if column is Question.state else column for column in QUESTION_COLUMNS)
 OF_TASK = (
@@ -69,7 +69,7 @@ def find_by_id(question_id: str) -> QuestionRow | None:
 
 
 def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
-    """The newest `count` questions of a task that are no longer open, the newest first."""
+    """The newest `count` closed questions of a task, newest first."""
     has_ended = (Question.state != terms.OPEN) | has_expired
     ended_questions = select(*COLUMNS).where(Question.task_id == task_id, has_ended)
     newest_first = ended_questions.order_by(Question.asked_at.desc(), Question.id.desc())
@@ -77,7 +77,7 @@ def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
-    """The oldest `count` tasks with open questions, and the first characters of their input."""
+    """The oldest `count` tasks with open questions; `input` has at most `length` characters."""
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
     visible = asking.where(visible_tasks, IS_ASKING)
@@ -98,7 +98,10 @@ _CHANGE_OPEN = update(Question).where(
 def ask(
     caller: Caller, task_id: str, fields: dict[str, Any], idempotency: tasks.Idempotency
 ) -> tuple[QuestionRow, bool]:
-    """Ask a question; returns it and whether it already existed. Raises 404, 409 and 422."""
+    """Ask a question; returns the question, and whether it already existed.
+
+    Raises 404, 409 and 422.
+    """
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
         replayed = idempotency.replayed(connection, _WITH_KEY, task_id=task.id)
@@ -107,7 +110,7 @@ def ask(
         if task.status != terms.RUNNING:
             raise tasks.finished_problem(task)
         if task.claimed_at is None:
-            raise Problem(409, "No agent has claimed the task", code=error_codes.NOT_CLAIMED)
+            raise Problem(409, "No worker has claimed the task", code=error_codes.NOT_CLAIMED)
         open_questions = connection.execute(_OPEN, {"task_id": task.id}).all()
         if len(open_questions) >= terms.MAX_OPEN_QUESTIONS:
             detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
@@ -140,10 +143,13 @@ def answer(
     content: dict[str, Any] | None,
     is_repeatable: bool = True,
 ) -> QuestionRow:
-    """Answer or decline a question. Raises 404, 409 if it is no longer open, and 422."""
+    """Answer or decline a question.
+
+    Raises 404, 409 if the question is no longer open, and 422.
+    """
     values = {"state": terms.DECLINED}
     if action != terms.DECLINE:
-        # This happens outside of a transaction, since validation may take long.
+        # The answer is validated outside of a transaction, since validation may take long.
         question = get(caller, task_id, question_id)
         if question.state == terms.OPEN:
             schema = strict_json.loads(question.schema.encode())
@@ -163,7 +169,10 @@ def withdraw(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
 def _close(
     caller: Caller, task_id: str, question_id: str, values: dict[str, str], is_repeatable: bool
 ) -> QuestionRow:
-    """Close a question; with `is_repeatable`, it may already have been closed in the same way."""
+    """Close a question; raises 404, and 409 if it is no longer open.
+
+    If `is_repeatable`, a question that is already closed in the same way is returned.
+    """
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
@@ -193,7 +202,7 @@ def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
 def _store_open(connection: Connection, task_id: str) -> None:
     """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
-        # The next check finds that a task with open questions does not hang.
+        # Check soon whether the task hangs, since a task with open questions does not hang.
         "hang_check_at": database_now(),
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
@@ -210,7 +219,7 @@ def open_json(connection: Connection, task_id: str) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let open questions that were asked after `ahead` expire as if they had been asked now."""
+    """Move open questions that were asked after `ahead`, in the future, as if asked now."""
     begun = select(Question.id, Question.task_id, Question.asked_at, Question.expires_at)
     for question in read_all(begun.where(_is_open, Question.asked_at > ahead)):
         times = {"asked_at": now}

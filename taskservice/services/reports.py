@@ -22,7 +22,8 @@ from taskservice.schemas.tasks import task_schema
 from taskservice.services import attempts, deliveries, events, questions, tasks
 
 # A report merges its output with the stored output inside its transaction if both together have at
-# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, up to MAX_MERGES times.
+# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, up to MAX_MERGES times,
+# and then inside.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -34,8 +35,8 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     if changes.get("error") is not None and changes.get("status") != terms.ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
     sent = changes.get("output") or {}
-    # Usually, this takes one pass. In a transaction, other writers would wait for a large merge.
-    # Therefore it happens outside, and again if another report has changed the output since.
+    # A large merge happens outside of the transaction, so that other writers do not wait for it. It
+    # is repeated if another report has changed the output since.
     size, stored, merged = len(strict_json.dumps(sent)), "", ""
     for merges in count():
         with transaction() as connection:
@@ -43,10 +44,10 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
             is_quick = not sent or len(task.output) + size <= QUICK_MERGE
             if stored != task.output and (is_quick or merges == MAX_MERGES):
                 stored, merged = task.output, _merged_output(task.output, sent)
-            # The output was merged with the output that is stored now.
+            # The stored output has not changed since the merge.
             if stored == task.output:
                 values = _reported(task, changes, merged)
-                # A late report may end a task that the service ended by timeout.
+                # A late report can still end a task that has timed out.
                 ends = changes.get("status") in (terms.COMPLETE, terms.ERROR)
                 is_late = task.error_type == terms.TIMEOUT and ends
                 is_result = bool(values.keys() - {"name", "labels"})
@@ -54,19 +55,20 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                     raise tasks.finished_problem(task)
                 changed, leased = _change(connection, caller, task, values)
                 break
-        # Merged after the transaction, so that no other writer waits.
         stored, merged = task.output, _merged_output(task.output, sent)
     return changed, attempts.first_attempt(leased)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
-    """Cancel a running task; repeating it changes nothing. Raises 404 and 409."""
+    """Cancel a running task; cancelling it again changes nothing. Raises 404 and 409."""
     changed, leased = _cancel(caller, task_id)
     return changed, attempts.first_attempt(leased)
 
 
 def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | None]:
-    """Cancel a running task; returns the task, and its webhook, to be sent or released."""
+    """Cancel a running task; returns the task, and its webhook, which the caller must send or
+    release.
+    """
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)
         if task.error_type == terms.CANCELLED:
@@ -104,7 +106,7 @@ def _merged_output(stored: str, changes: dict[str, Any]) -> str:
 
 
 def _merged_labels(stored: str, changes: dict[str, str | None]) -> str:
-    """The stored labels with these changes, as JSON text; null removes a label."""
+    """The stored labels with these changes, as JSON text; the value None removes a label."""
     merged = strict_json.loads(stored.encode()) | changes
     labels = {key: value for key, value in merged.items() if value is not None}
     if len(labels) > terms.MAX_LABELS:
@@ -142,7 +144,7 @@ def _change(
         connection.execute(_CHANGE.values(values | heartbeat), {"of_task_id": task.id})
     changed = cast(TaskRow, SimpleNamespace(**task._asdict() | values))
     if ends and task.questions != NO_QUESTIONS:
-        # Reads already show a question as expired after its expiry, so it is not withdrawn then.
+        # A question whose timeout has passed is already shown as expired, so it is not withdrawn.
         state = case((questions.has_expired, terms.EXPIRED), else_=terms.WITHDRAWN)
         are_open = (Question.task_id == task.id, Question.state == terms.OPEN)
         connection.execute(update(Question).where(*are_open).values(state=state))
@@ -157,8 +159,8 @@ def _change(
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 
-# The number of tasks between two pauses. During a pause, another process can write; a waiting
-# process tries once per millisecond.
+# The number of tasks that are changed between two pauses. Another process can write during a pause:
+# a process that waits for the lock tries to get it once per millisecond.
 BATCH = 10
 PAUSE_SECONDS = 0.01
 

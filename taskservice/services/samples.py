@@ -14,7 +14,7 @@ from taskservice.services.events import WITH_TASKS
 
 HOUR_SECONDS = 3_600.0
 RUN_SECONDS = 42.0
-# The schema of a question whose choices become buttons, in formats that have buttons.
+# The schema of a question that can be answered with the buttons Yes and No.
 YES_OR_NO = {"type": "object", "properties": {"answer": {"type": "boolean"}}}
 
 

@@ -22,21 +22,21 @@ from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
-# A search ends after this many seconds or this many bytes of logs. It reads at most 64 MiB, since
-# it may also read the next CHUNKS_PER_READ chunks of a large log to compute their size.
+# A search ends after this many seconds or this many bytes of logs. In all, it reads at most 64 MiB:
+# to compute their size, it may also read the next CHUNKS_PER_READ chunks of a large log.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
-# Maximum number of tasks that one statement reads.
+# The maximum number of tasks that one statement reads.
 TASKS_PER_READ = 400
-# Maximum number of tasks that a search in error messages reads.
+# The maximum number of tasks that a search in error messages reads.
 MAX_ERRORS = 5_000
-# Of a longer line, only the part around the matching text is shown.
+# If a line has more characters, only the part around the matching text is shown.
 MAX_SHOWN_LINE = 400
-# No line of a log has a higher number.
+# The number of every line of a log is lower than this.
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())
-# Only one search of a process reads at a time, so that other requests can use the other CPUs.
+# In each process, only one search reads at a time, so that other requests can use the other CPUs.
 _turn = Lock()
 _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     types.is_among(LogChunk.log_id, "log_ids"),
@@ -44,7 +44,7 @@ _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     LogChunk.last <= bindparam("until"),
 )
 _contains = types.position_in_text(types.ascii_lower(LogChunk.text), types.ascii_lower(_part)) > 0
-# The database searches, since Python would block other requests of the process.
+# The search happens in SQL, since a search in Python would block other requests of the process.
 _CHUNKS = Statement[Any](_chunks.where(_contains))
 _EXACT_CHUNKS = Statement[Any](_chunks.where(types.position_in_text(LogChunk.text, _part) > 0))
 _next_chunks = (
@@ -63,13 +63,16 @@ _RANGE = Statement[Any](
 )
 
 
-# Where a search has stopped: the position of a task, followed by the number of the last line that
-# was read if the task has more lines.
+# Where a search has stopped: the position of the last task that was read. If this task has more
+# lines, the number of the last line that was read follows.
 End: TypeAlias = Sequence[Any]
 
 
 class Found(NamedTuple):
-    """The hits of a search as JSON, how much was read, and where the search stopped, if it did."""
+    """The hits of a search as JSON, and the number of tasks and bytes that were read.
+
+    `end` is the place at which the search stopped, or None if it searched everything.
+    """
 
     hits: list[dict[str, Any]]
     tasks: int
@@ -83,7 +86,10 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The next part of some logs to search: lines `after` + 1 to `until`; it ends at `end`."""
+    """A part of a search: lines `after` + 1 to `until` of the logs of these tasks, in `size` bytes.
+
+    The next part begins after `end`.
+    """
 
     tasks: Sequence[TaskRow]
     after: int
@@ -103,7 +109,7 @@ def search(
 ) -> Found:
     """The next lines that contain `text`. Raises 422 and 503.
 
-    Unless `is_exact`, upper and lower case of ASCII letters are equivalent.
+    Unless `is_exact`, the case of ASCII letters is ignored.
     """
     if "\n" in text:
         raise invalid({"text": ["Must be one line."]})
@@ -216,7 +222,7 @@ def _hits(part: _Part, text: str, *, is_exact: bool) -> Iterator[tuple[TaskRow, 
     for row in part.tasks:
         after = max(part.after, row.first_log - 1)
         for chunk in chunks.get(row.log_id, ()):
-            # Lets other threads run.
+            # Let other threads run.
             sleep(0.0001)
             hits = _hits_in(chunk, text, row, after, is_exact=is_exact)
             yield from ((row, hit) for hit in hits)
@@ -228,7 +234,7 @@ def _hits_in(
     first = number = chunk.last - chunk.count + 1
     times: list[int] | None = None
     # Like the search in the database, `bytes.lower` changes only ASCII letters. A regular
-    # expression would take many times as long, and let no other thread run.
+    # expression would take many times as long, and block all other threads.
     data, part = chunk.text.encode(), text.encode()
     searched, part = (data, part) if is_exact else (data.lower(), part.lower())
     counted = 0

@@ -1,4 +1,4 @@
-"""Links that each sign a person in, once."""
+"""Single-use links that sign a person in."""
 
 import secrets
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from taskservice.services import users
 from taskservice.terms import FULL
 
 VALID_SECONDS = 900.0
-# The maximum number of a user's valid links; a further link makes the oldest link invalid.
+# The maximum number of valid links of a user; a further link makes the oldest link invalid.
 MAX_VALID = 5
 
 _is_valid = SignInLink.expires_at > bindparam("now", type_=Timestamp())
@@ -30,7 +30,7 @@ _LINK = (
     .where(SignInLink.digest == bindparam("digest"), _is_valid, *KEY_IS_VALID)
 )
 _USE = delete(SignInLink).where(SignInLink.digest == bindparam("digest"), _is_valid)
-# The keys of people, oldest first.
+# The valid user keys of a user, without keys that sign people in through a proxy, oldest first.
 _KEYS = (
     select(ApiKey.id, ApiKey.access)
     .where(
@@ -102,7 +102,7 @@ def find(token: str) -> Any:
 
 
 def use(token: str) -> KeyRow:
-    """The key with which to sign in; afterwards, the link is invalid. Raises 404."""
+    """Use the link and make it invalid; returns the key that it signs in with. Raises 404."""
     now = clock.now()
     with transaction() as connection:
         used = _USE.returning(SignInLink.key_id)

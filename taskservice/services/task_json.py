@@ -1,4 +1,4 @@
-"""Tasks as JSON text, into which the lines of their logs are streamed."""
+"""Writes tasks as JSON text, and streams the lines of their logs into the text."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
 
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
-    """At most `count` lines after line `after` as JSON, in parts, with the next `after`."""
+    """At most `count` lines after line `after` as JSON, in parts, with `next` for the next page."""
     # The times of all lines are collected, since they follow the lines in the JSON.
     times: list[str | None] = []
 
@@ -116,7 +116,10 @@ def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
 
 
 def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The JSON of tasks: of up to 50 tasks at once, joined by commas, or of each task in pieces."""
+    """The JSON of tasks: a text for up to 50 tasks, joined by commas, or for each task.
+
+    Each text is in pieces.
+    """
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
         yield from ([b",".join(texts[start : start + 50])] for start in range(0, len(texts), 50))
@@ -126,7 +129,7 @@ def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
         if row.agent_id in embedded:
             agent_json = embedded[row.agent_id]
             if row.json:
-                # Adds fields to a JSON object that is text.
+                # Append the fields of `agent_json` to the text of the task's JSON object.
                 yield [row.json[:-1] + b"," + strict_json.dumps(agent_json)[1:]]
             else:
                 yield _task_text(row, shape, agent_json)
@@ -141,7 +144,7 @@ def _task_text(row: TaskRow, shape: Shape, members: Mapping[str, Any]) -> Iterat
 
 
 def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    """Texts of JSON, each of which consists of pieces, joined by commas."""
+    """Join JSON texts with commas; each text consists of pieces."""
     comma = b""
     for pieces in texts:
         yield comma

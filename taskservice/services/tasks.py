@@ -77,8 +77,8 @@ _finished = (
     .limit(1_000)
     .subquery()
 )
-# The newest failure among the last 1,000 finished tasks. Both databases read the subquery in its
-# order and stop at the first failure.
+# The newest failure among the last 1,000 finished tasks. Both SQLite and PostgreSQL read the
+# subquery in its order and stop at the first failure.
 NEWEST_FAILURE = Statement[TaskRow](
     select(_finished).where(_finished.c.error_type != CANCELLED).limit(1)
 )
@@ -114,10 +114,10 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-# The columns that a heartbeat changes. Their times are from the database's clock, as in timeouts,
-# since this machine's clock may differ.
+# The columns that a heartbeat changes. The times are from the database's clock, like the times of
+# timeouts, since the clock of this machine may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-# The columns of a hang, which the end of a task resets.
+# The columns that describe a hang, with the values that the end of a task sets.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
@@ -129,26 +129,32 @@ def get_locked(
     statement: Statement[Any] = _SELECT_TASK,
     **values: Any,
 ) -> TaskRow:
-    """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
+    """Lock a task until this transaction ends; returns it as `statement` reads it. Raises 404."""
     this_task = {"task_id": task_id, **caller.scope}
-    # On SQLite the transaction itself excludes other writers.
+    # On SQLite, the transaction itself locks out other writers.
     if connection.dialect.name == "postgresql":
-        # A SELECT that waits for a lock reads joined rows as they were before the wait. Therefore
-        # the task is locked first.
+        # A SELECT that waits for a lock reads joined rows as they were before the wait, so the task
+        # is locked by a separate statement first.
         _LOCK.run(connection, **this_task)
     task: TaskRow | None = statement.one_or_none(connection, **this_task, **values)
     return require(task, "task")
 
 
 def finished_problem(task: TaskRow) -> Problem:
-    """A 409 with the task's final status; a client stops its program only if it was cancelled."""
+    """A 409 with the task's final status.
+
+    A client stops its program only if the task was cancelled.
+    """
     error = {"type": task.error_type, "message": task.error_message} if task.error_type else None
     ended = {"id": task.id, "status": task.status, "error": error}
     return Problem(409, "The task is finished", code=TASK_FINISHED, members={"task": ended})
 
 
 def delete(caller: Caller, task_id: str) -> TaskRow:
-    """Delete a task; returns the task. Its log remains readable until the sweep. Raises 404."""
+    """Delete a task; returns the task. Raises 404.
+
+    Requests that are reading its log can continue until the sweep removes the log.
+    """
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
         remove(connection, [task.id])
@@ -178,14 +184,17 @@ class Idempotency(NamedTuple):
 
     @classmethod
     def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency":
-        """From the key and the body of a request; a rerun never has the digest of a start."""
+        """The idempotency of a request; a rerun never has the same digest as a start."""
         if key is None:
             return cls()
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
     def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
-        """The row that a request with this key created, or None. Raises 422 for another body."""
+        """The row that a request with this key created, or None.
+
+        Raises 422 if that request had another body.
+        """
         if self.idempotency_key is None:
             return None
         values["idempotency_key"] = self.idempotency_key
@@ -198,9 +207,9 @@ class Idempotency(NamedTuple):
 
 # The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
-# The first check for a hang; no task hangs before the shortest possible `maxDuration`.
+# The time of the first check for a hang: no task hangs before the shortest `maxDuration`.
 _FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
-# Starts the inactivity timeout of the new task.
+# The INSERT of a task, which also starts its inactivity timeout.
 NEW_TASK = insert(Task).values(
     last_heartbeat_at=database_now(),
     heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
@@ -256,7 +265,8 @@ def rerun(
 ) -> tuple[TaskRow, bool]:
     """Rerun a task with fields that RerunSchema loaded. Raises 404 and 422.
 
-    Returns the new, unclaimed task, and whether it already existed, like `start`.
+    Returns the new, unclaimed task, and whether a request with the same idempotency key had already
+    created it.
     """
     sent = {name: value for name, value in fields.items() if value is not None}
     new = task_schema.stored(sent) | {"rerun_of": task_id}
@@ -280,7 +290,8 @@ def _start(
     valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
-            # This is first, so that an agent key never receives a task that another agent started.
+            # This checks the caller's access to the agent. Without this check, an agent key could
+            # receive the task that another agent started with the same idempotency key.
             columns, agent = load(connection)
             task = idempotency.replayed(connection, _WITH_KEY, user_id=caller.user_id)
             if task is not None:
@@ -300,7 +311,7 @@ def _start(
                 if agent.expect is not None:
                     expected_runs.run_started(connection, task)
                 return task, False
-        # This happens outside of a transaction, since validation may take long.
+        # The input is validated outside of a transaction, since validation may take long.
         errors = input_problems(agent.input_schema, columns["input"])
         if errors:
             raise invalid(errors)
@@ -346,7 +357,7 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
             _NEW_LABEL.run(connection, task_id=task.id, **label)
 
 
-# The status is a literal, as in the conditions of the indexes, so that the database uses them.
+# The status is a literal, as in the conditions of the indexes; otherwise no index would be used.
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
@@ -385,10 +396,10 @@ def _claim_of(oldest: Any) -> Any:
     )
 
 
-# On PostgreSQL, a concurrent claim takes the next task that is not locked, instead of waiting.
+# On PostgreSQL, a claim does not wait for a locked task, but takes the next task.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# The lock of a task may be due to a change other than a claim. If no other task is left, a claim
-# waits for the lock.
+# A task may be locked for a change other than a claim, so a claim that finds no other task waits
+# for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(is_of_this_agent, Task.claim_key == bindparam("key"))
 _VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *auth.KEY_IS_VALID)
@@ -396,17 +407,17 @@ _LOCK_KEY = _VALID_KEY.with_for_update(read=True)
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
-    """Whether a claim with this key would return a task, new or claimed before. Raises 404."""
+    """Whether a claim with this idempotency key would return a task. Raises 404."""
     has_task = read_one(_AGENT_HAS_TASK, agent_id=agent_id, claim_key=key, **caller.scope)
     return bool(require(has_task, "agent")[0])
 
 
 @retry_on_conflict
 def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
-    """Claim the oldest unclaimed running task of an agent; returns None if there is none.
+    """Claim the oldest unclaimed running task of an agent; returns None if there is no such task.
 
-    A task is returned again only for the same idempotency key; the second value is then true.
-    Raises 404, and 401 if the caller's key is no longer valid.
+    If an earlier claim with the same idempotency key claimed a task, this task is returned, and the
+    second value is true. Raises 404, and 401 if the caller's key is no longer valid.
     """
     values = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
@@ -419,7 +430,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
         if task_id is None:
             return None, False
         # The key may have been revoked while the request waited for a task, or for other writers.
-        # From here on, a revocation waits until this transaction ends.
+        # Once the key is locked, a revocation waits until this transaction ends.
         key_use = {"key_id": caller.key_id, "now": clock.now()}
         if connection.scalar(_LOCK_KEY, key_use) is None:
             raise invalid_key()

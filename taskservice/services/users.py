@@ -62,14 +62,14 @@ def get_id(connection: Connection, name: str) -> str:
 
 
 def lock(connection: Connection, user_id: str) -> None:
-    """Prevent other transactions from changing the user's keys and secrets until this one ends."""
+    """Lock a user until this transaction ends: no other can change the user's keys and secrets."""
     connection.execute(select(User.id).where(User.id == user_id).with_for_update())
 
 
 def lock_user_of(connection: Connection, caller: Caller) -> None:
     """Lock the caller's user. Raises 401 if the caller's key is no longer valid."""
     lock(connection, caller.user_id)
-    # Otherwise a revoked key could still create a key.
+    # The key is checked after the lock: it may have been revoked during the wait for the lock.
     is_valid = select(ApiKey.id).where(ApiKey.id == caller.key_id, *KEY_IS_VALID)
     if connection.scalar(is_valid, {"now": clock.now()}) is None:
         raise invalid_key()
@@ -101,7 +101,7 @@ def add_key(
     """Create a key for any user; returns the key with its `text`. Raises 404, 409 and 422."""
     _check_name(name)
     if login and (name != name.strip() or "," in name):
-        raise invalid({"name": ["Must not have a comma, nor a space at either end."]})
+        raise invalid({"name": ["Must not contain a comma, or begin or end with a space."]})
     try:
         with transaction() as connection:
             user_id = get_id(connection, user_name)
@@ -152,7 +152,7 @@ def revoke_key(caller: Caller, key_id: str) -> KeyRow:
 
 
 def matching_key_ids(prefix: str) -> Sequence[str]:
-    """At most two IDs of keys with this prefix; the keys may be of any user."""
+    """At most two key IDs that begin with `prefix`, among the keys of all users."""
     with reading() as connection:
         matching = select(ApiKey.id).where(has_prefix(ApiKey.id, prefix)).limit(2)
         return connection.scalars(matching).all()
@@ -169,7 +169,7 @@ def revoke_keys(user_name: str) -> int:
     """Revoke all keys of a user; returns the number of newly revoked keys. Raises 404."""
     with transaction() as connection:
         user_id = get_id(connection, user_name)
-        # The lock waits for keys that are being added.
+        # The lock waits for transactions that are adding keys.
         lock(connection, user_id)
         return _revoke(connection, ApiKey.user_id == user_id)
 
@@ -180,17 +180,17 @@ def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 def record_last_uses() -> None:
-    """Store the minutes in which this process last saw keys and the workers of agents."""
+    """Store the minute in which this process last saw each key, and each agent's workers."""
     keys = auth.take_minutes(auth.key_uses)
     of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
     _store_last_uses(of_keys, ApiKey.last_used_at, ApiKey.id == bindparam("of_id"))
     workers = auth.take_minutes(auth.worker_claims)
-    # Sorted in the order in which other transactions lock agents.
+    # Sorted like the agents that other transactions lock, so that there is no deadlock.
     of_workers = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
     ]
-    # An agent may become an MCP tool when a worker asks for its tasks.
+    # When a worker asks for an agent's tasks, the agent may become an MCP tool.
     since = {"tool_since": tool_since(clock.now())}
     _store_last_uses(of_workers, Agent.worker_seen_at, and_(*this_agent), since)
 
@@ -265,7 +265,7 @@ def _insert_key(
 
 # Callback secrets.
 
-# A replaced secret is also used for another day, so that receivers can switch to the new secret.
+# A replaced secret remains in use for this long, so that receivers can switch to the new secret.
 OVERLAP_SECONDS = 86_400.0
 # The maximum number of secrets with which a webhook is signed. Each secret adds 48 bytes to a
 # header, and receivers accept headers of a few KiB.
@@ -326,7 +326,7 @@ _SIGNING = Statement[AnyRow](
 def callback_secrets(user_id: str, overlap: float = OVERLAP_SECONDS) -> list[str]:
     """The secrets with which to sign now, newest first.
 
-    A replaced secret is used for another `overlap` seconds.
+    A replaced secret remains in use for `overlap` seconds.
     """
     since = clock.now(-overlap)
     return [row.secret for row in read_all(_SIGNING, user_id=user_id, since=since)]

@@ -145,7 +145,7 @@ def readiness(service: Service) -> set[int]:
     answers = [requests.get(f"{service.url}/readyz", timeout=10) for _ in range(8)]
     for answer in answers:
         if answer.status_code != 200:
-            assert answer.json()["detail"] == "The database cannot be read and written now"
+            assert answer.json()["detail"] == "The database cannot be read or written now"
             assert int(answer.headers["Retry-After"]) > 0
     return {answer.status_code for answer in answers}
 
