@@ -1,4 +1,4 @@
-"""The HTTP API: paths under `/api/v1` need a key; links and the paths for operators do not."""
+"""The HTTP API: paths under `/api/v1` require an API key, and the other paths do not."""
 
 from flask import Blueprint, Flask
 

@@ -8,12 +8,14 @@ from taskservice.http_request import request
 from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
-# The requests other than GET and HEAD that a read key can send.
+# Requests that a read key can send in addition to GET and HEAD.
 ALSO_FOR_READ_KEYS = {("POST", f"{API_PREFIX}/sign-in-link")}
 
 
 def require_key() -> None:
-    """Check the key first. A request without a valid key gets 401 even if no route matches."""
+    """Authenticate requests under `/api/v1`. A request without a valid key gets 401, even if no
+    route matches.
+    """
     this = request.itself
     if _is_below_prefix(this.path):
         caller = authenticate(this.environ)
@@ -28,7 +30,9 @@ def refuse_deleted_user(error: Exception) -> Response:
 
 
 def prevent_caching(response: Response) -> Response:
-    """Forbid to store the response unless its view allows it, and vary responses by the key."""
+    """Set `Cache-Control: no-store` unless the view has set the header, and let responses vary by
+    key.
+    """
     headers = response.headers
     if _is_below_prefix(request.path):
         headers.add("Vary", KEY_HEADERS)

@@ -1,4 +1,4 @@
-"""Routes of agents, of their tasks to claim and output numbers, and of what needs attention."""
+"""Routes for agents, for claims of tasks, for numbers in outputs, and for the attention list."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,8 @@ def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List agents.
 
     Returns all agents that the key has access to; an agent key has access to its own agent only.
-    The list is streamed: if the server fails midway, the connection breaks.
+    The list is streamed: if an error occurs midway, the connection closes before the array is
+    complete.
     """
     return responses.array(_expanded(page, query) for page in agent_service.list_all(caller))
 
@@ -57,8 +58,8 @@ def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
     Fields that are null or left out keep their values, except that `"expect": null` removes the
-    expected runs. Setting `expect` ends lateness, and the next run is expected relative to the
-    current time. The response to a new agent has status 201. By default, its name is its ID.
+    expected runs. Setting `expect` clears the late state, and the next run is expected relative to
+    the current time. Returns 201 if the agent is new. The name of a new agent defaults to its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(user_schemas.agent_schema, agent, 201 if is_new else 200)
@@ -77,9 +78,10 @@ def claim(caller: Caller, agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
     Claims the oldest unclaimed running task of the agent; returns 204 if there is none. Only one
-    caller can claim a task. A claimed task times out if its agent sends nothing for the task's
-    `timeout`. With `Prefer: wait`, the request waits for a task. With an `Idempotency-Key`, a claim
-    whose response was lost can be repeated and returns the same task.
+    caller can claim a task. A claimed task times out if its agent sends no append or report for
+    `timeout` seconds. With `Prefer: wait`, the request waits until there is a task to claim. With
+    an `Idempotency-Key`, a client that lost the response can repeat the claim and gets the same
+    task.
     """
     task, replayed = waiting.for_claim(agent_id, idempotency_key())
     if task is None:
@@ -98,9 +100,10 @@ def list_numbers(caller: Caller, agent_id: str, query: dict[str, Any]) -> Respon
     """List the numbers in an agent's outputs.
 
     Without `path`, returns `{"paths": [{path, last, count}]}`: the paths of numbers in the outputs
-    of the last 100 finished tasks. These are at most 50 paths, the most frequent first. With
-    `path`, returns the newest numbers at this path, oldest first: `[{taskId, finishedAt, value}]`.
-    A path is a key, or two keys with a dot between them, and has at most 200 characters.
+    of the last 100 finished tasks. The list contains at most 50 paths, the most frequent first.
+    With `path`, returns the most recent numbers at this path, oldest first:
+    `[{taskId, finishedAt, value}]`. A path is a key of the output, or two nested keys joined by a
+    dot; it has at most 200 characters.
     """
     if "path" not in query:
         return responses.json({"paths": agent_service.number_paths(caller, agent_id)})
@@ -115,7 +118,7 @@ def list_numbers(caller: Caller, agent_id: str, query: dict[str, Any]) -> Respon
 def delete(caller: Caller, agent_id: str) -> Response:
     """Delete an agent.
 
-    The keys of the agent are deleted too.
+    Deletes the API keys of the agent too.
     """
     return responses.dump(user_schemas.agent_schema, agent_service.delete(caller, agent_id))
 
@@ -125,8 +128,8 @@ def delete(caller: Caller, agent_id: str) -> Response:
 def list_attention(caller: Caller) -> Response:
     """List what needs attention.
 
-    Returns at most 100 items that need a person's attention: the most urgent kind first, and the
-    oldest item of each kind first. An agent key gets the items of its agent, without those about
-    callbacks and hooks.
+    Returns at most 100 items that need a person's attention: the most urgent kind first, and within
+    a kind the oldest item first. With an agent key, returns the items of its agent, except items
+    about callbacks and hooks.
     """
     return responses.json(attention_service.list_all(caller))

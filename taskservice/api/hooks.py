@@ -1,4 +1,4 @@
-"""Routes of hooks: list, create, get, change, delete, test; and of their deliveries."""
+"""Routes for hooks and their deliveries."""
 
 from typing import Any
 
@@ -42,8 +42,9 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    From now on the target gets a signed webhook for each event, or messages for people. Events that
-    happen at about the same time become one message, and a target gets at most one message in 30 s.
+    From now on, the target receives the events of the hook: each event as a signed webhook or, in
+    the other formats, in messages for people. A message covers all events since the previous
+    message, and a target receives at most one message in 30 s.
     """
     hook = hooks.create(caller, body)
     return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})
@@ -71,7 +72,7 @@ def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
 def delete(caller: Caller, hook_id: str) -> Response:
     """Delete a hook.
 
-    Cancels its pending deliveries. The response is the deleted hook.
+    Cancels its pending deliveries. Returns the deleted hook.
     """
     return responses.dump(hook_schema, hooks.delete(caller, hook_id))
 
@@ -81,8 +82,8 @@ def delete(caller: Caller, hook_id: str) -> Response:
 def test(caller: Caller, hook_id: str) -> Response:
     """Test a hook.
 
-    Sends an event of the hook with all its data, marked as a test, and waits for the outcome. A
-    user can send ten tests in a minute, and one to each address in 10 s.
+    Sends a sample event, marked as a test, to the target of the hook, and waits for the outcome. A
+    user can send at most ten tests per minute, and one test per address every 10 s.
     """
     return responses.dump(tested_hook_schema, hooks.test(caller, hook_id))
 
@@ -107,6 +108,7 @@ def list_deliveries(caller: Caller, hook_id: str) -> Response:
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Response:
     """Deliver to a hook again.
 
-    Makes this delivery due now, whatever its state, and restarts its retry schedule.
+    Schedules this delivery for immediate sending, whatever its state, and restarts its retry
+    schedule.
     """
     return responses.dump(hook_delivery_schema, hooks.redeliver(caller, hook_id, delivery_id), 202)

@@ -1,4 +1,4 @@
-"""Routes of logs: append, read, follow, compare with another log, and search in all logs."""
+"""Routes for logs: append, read, follow, compare and search."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ blueprint = Blueprint("logs", __name__)
 
 append_schema = requests.AppendSchema()
 
-# The same URL returns JSON or text.
+# The same URL returns JSON or text, depending on `Accept`.
 VARY = {"Vary": "Accept"}
 
 
@@ -39,18 +39,19 @@ VARY = {"Vary": "Accept"}
 def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> Response:
     """Append lines to a log.
 
-    The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
-    line feed; one carriage return before it is removed. NUL becomes U+FFFD. Every append is a
-    heartbeat, even without lines.
+    The body is JSON or plain text; a PUT without a content type is plain text. A line ends with a
+    line feed; a carriage return directly before the line feed is removed. NUL becomes U+FFFD. Every
+    append is a heartbeat, even without lines.
 
-    `at` is the time at which the agent printed the lines. A time before the start of the task is
-    replaced by the start, and a time in the future by the current time.
+    `at` is the time at which the agent printed the lines. The server replaces a time before the
+    start of the task with the start time, and a future time with the current time.
 
     With `seq`, an append is safe to repeat: `seq` is the number of the first line in the request,
-    counted from 1 for each `writer`. Lines that are stored already are skipped. If lines are
-    missing before `seq`, the request returns 409, with the number of the next line in `expected`.
-    If the task has ended, it returns 409, with the state of the task in `task`. An agent must stop
-    on 404, and if the `error` in `task` has the type `cancelled`, but on no other error.
+    counted from 1 for each `writer`. Lines that are already stored are skipped. If lines are
+    missing before `seq`, the request returns 409; `expected` in the response is the number of the
+    next line to send. If the task has ended, the request returns 409, with the state of the task in
+    `task`. An agent must stop its work if it gets 404, or if the `error` in `task` has the type
+    `cancelled`. It must not stop because of any other error.
     """
     fields = _append_fields(query, data)
     writer = (fields.get("writer") or "").replace("\0", "\ufffd")
@@ -63,14 +64,15 @@ def append(caller: Caller, task_id: str, query: dict[str, Any], data: bytes) -> 
 def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
-    As JSON, returns one page of the lines after number `after`; pass `next` as `after` to get the
-    next page. Lines that retention has deleted are left out. As `text/plain`, returns the lines
-    unchanged, all of them unless the request has a `limit`. With `times`, a JSON page contains the
-    time of each line, and a line of text begins with its time and a space. If the time of a line
-    was not stored, it is null in JSON and `-` in text.
+    As JSON, returns one page of the lines whose numbers are greater than `after`; to get the next
+    page, pass `next` as `after`. Lines that the retention policy has deleted are omitted. As
+    `text/plain`, returns the lines unchanged: at most `limit` lines, or all lines without a
+    `limit`. With `times`, a JSON page also contains the time of each line, and each line of text
+    starts with its time and a space. If the time of a line was not stored, it is null in JSON and
+    `-` in text.
 
-    With `Prefer: wait`, a request that finds no lines waits until there are some or the task ends.
-    To follow a log live, see the events of a task.
+    With `Prefer: wait`, a request that finds no lines waits until a line arrives or the task ends.
+    To follow a log live, use the events of the task.
     """
     after = query.get("after", 0)
     task = waiting.until(
@@ -89,7 +91,7 @@ def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
-    # OpenAPI 3.1 can't describe the items of a stream: this is the schema of one event.
+    # OpenAPI 3.1 can't describe the items of a stream, so this is the schema of a single event.
     {EVENTS: EventSchema()},
     query=requests.FollowQuerySchema(),
     headers=["Last-Event-ID"],
@@ -98,14 +100,14 @@ def read(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.
 
-    Returns a stream of Server-Sent Events. The first event is `task`: the task without its log. For
-    each line there is a `log` event whose `id` is the number of the line: first for the stored
-    lines, then for new lines as they arrive. Its data is the line as a JSON string; with `times`,
-    it is an object with `at` and `line`. Any other change of the task sends another `task` event.
-    When the task has ended, the stream ends after the last line and a last `task` event. The stream
-    also ends when the task is deleted.
+    Returns a stream of Server-Sent Events. The first event is `task`: the task without its log.
+    Each line of the log is a `log` event whose `id` is the line number: the stored lines are sent
+    first, then new lines as they arrive. The data of a `log` event is the line as a JSON string or,
+    with `times`, an object with `at` and `line`. Any other change of the task sends another `task`
+    event. After the task has ended, the stream sends the remaining lines and a last `task` event,
+    and then ends. The stream also ends when the task is deleted.
 
-    A client that reconnects with `Last-Event-ID`, as browsers do, misses no line.
+    A client that reconnects with `Last-Event-ID`, as browsers do, receives each line.
     """
     task = tasks.get(caller, task_id)
     return waiting.follow(task.id, _last_event_id(), has_times=query.get("times", False))
@@ -114,14 +116,15 @@ def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.get("/task/<task_id>/new-lines")
 @operation("readNewLines", NewLinesSchema(), query=requests.NewLinesQuerySchema())
 def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
-    """Read what is new in a log.
+    """Read the new lines of a log.
 
-    Returns the lines of the task that the log of another task, `against`, does not contain. By
-    default that is a complete task of the same agent and name that ended before this task started:
-    the task with the most labels in common, and of several the latest. Child tasks are compared
-    only with child tasks. The comparison ignores differences in numbers, UUIDs, `0x...`, 16 or more
-    hexadecimal digits, dates, clock times and paths in /tmp. It reads only the first and the last
-    8 MiB of a log, for at most 2 s; `cut` is true if something was left out.
+    Returns the lines of the task that are not in the log of another task, `against`. By default,
+    `against` is a complete task of the same agent and name that ended before this task started: the
+    task with the most labels in common or, if several tasks have equally many, the latest of them.
+    Child tasks are compared only with child tasks, and top-level tasks only with top-level tasks.
+    The comparison ignores differences in numbers, UUIDs, `0x...`, 16 or more hexadecimal digits,
+    dates, clock times and paths in /tmp. The comparison reads at most the first and the last 8 MiB
+    of each log and takes at most 2 s; `cut` is true if it left out any lines.
     """
     return responses.json(new_lines.new_lines(caller, task_id, query.get("against")))
 
@@ -133,12 +136,13 @@ def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Respo
 def search_all(caller: Caller, query: dict[str, Any]) -> Response:
     """Search in logs.
 
-    Returns the lines that contain `text` in the logs of all tasks that match the filters. The
-    newest task is first; the lines of a task are in their order in the log. ASCII letters match in
-    any case unless `case` is true. One request reads at most 64 MiB of logs, for about 1 s. If logs
-    remain to be searched, `Link` is the URL that continues, even if no line has matched yet. A
-    server process runs two searches at a time, and one for each user. A further search waits for up
-    to 1 s, and then returns 503 with `Retry-After`.
+    Returns the log lines that contain `text`, from all tasks that match the filters. The newest
+    task is first; the lines of each task are in the order of its log. The search ignores the case
+    of ASCII letters unless `case` is true. One request reads at most 64 MiB of logs and stops after
+    about 1 s. If more logs remain to be searched, the `Link` header contains the URL that
+    continues the search, even if no line has matched yet. A server process runs at most two
+    searches at a time, and at most one search of each user. An additional search waits for up to
+    1 s, and then returns 503 with `Retry-After`.
     """
     selection = responses.selection(query)
     result = search.search(
@@ -155,12 +159,14 @@ def search_all(caller: Caller, query: dict[str, Any]) -> Response:
 def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID") or "0"
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise invalid({"Last-Event-ID": ["Must be the number of a line."]})
+        raise invalid({"Last-Event-ID": ["Must be a line number."]})
     return int(text)
 
 
 def _append_fields(query: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """The fields of an append, from JSON or from text with a query; the lines become `chunks`."""
+    """The fields of an append, from a JSON body or from a text body and its query string. `chunks`
+    contains the lines.
+    """
     # `curl -T log.txt` sends a PUT without a content type.
     if request.mimetype == TEXT or (request.method == "PUT" and not request.content_type):
         return query | {"chunks": logs.from_text(data, query.get("at"))}

@@ -1,4 +1,4 @@
-"""Routes of a task's questions: ask, list, get, answer, withdraw."""
+"""Routes for the questions of a task."""
 
 from typing import Any
 
@@ -21,8 +21,9 @@ blueprint = Blueprint("questions", __name__)
 def list_all(caller: Caller, task_id: str) -> Response:
     """List a task's questions.
 
-    Returns all questions of the task, oldest first. The task itself contains its open questions.
-    The list is streamed: if the server fails midway, the connection breaks.
+    Returns all questions of the task, oldest first. The task object itself contains the open
+    questions. The list is streamed: if an error occurs midway, the connection closes before the
+    array is complete.
     """
     pages = question_service.list_of_task(caller, task_id)
     return responses.array(question_schema.dump(page, many=True) for page in pages)
@@ -40,9 +41,9 @@ def list_all(caller: Caller, task_id: str) -> Response:
 def ask(caller: Caller, task_id: str, body: dict[str, Any], sent: Any) -> Response:
     """Ask a question.
 
-    Asks a person a question on behalf of a running task that is claimed. While a question is open,
-    the task does not time out. With `Prefer: wait`, the request waits until the question is
-    answered, declined, withdrawn or expired.
+    Asks people a question on behalf of a claimed, running task. While a question is open, the task
+    does not time out. With `Prefer: wait`, the request waits until the question is answered,
+    declined, withdrawn or expired.
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     question, replayed = question_service.ask(caller, task_id, body, idempotency)
@@ -63,7 +64,7 @@ def get(caller: Caller, task_id: str, question_id: str) -> Response:
 
 
 def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
-    """The question; with `Prefer: wait` as soon as it is no longer open."""
+    """The question, after it is no longer open if the request has `Prefer: wait`."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
         lambda question: bool(question.state != terms.OPEN),
@@ -83,8 +84,8 @@ def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
 def answer(caller: Caller, task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
 
-    Only the first answer counts; repeating it changes nothing. `answeredBy` becomes the name of the
-    key.
+    Only the first answer counts; sending the same answer again changes nothing. `answeredBy` is set
+    to the name of the key.
     """
     action, content = body["action"], body.get("content")
     question = question_service.answer(caller, task_id, question_id, action, content)

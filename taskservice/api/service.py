@@ -14,7 +14,7 @@ from taskservice.web.request import JSON, TEXT, ignore_dates, operation
 
 operators = Blueprint("operations", __name__)
 
-# Prometheus requires the version of the format; other clients accept plain text without one.
+# Prometheus requests a media type with a version; other clients request plain text.
 METRICS_TYPES = (TEXT, f"{TEXT}; version=0.0.4")
 METRICS_EXAMPLE = """\
 # HELP taskservice_tasks Tasks by status.
@@ -38,7 +38,7 @@ def live() -> Response:
 def ready() -> Response:
     """Readiness.
 
-    Returns 200 if the database can be read and written, and 503 if not or if the database does not
+    Returns 200 if the database can be read and written. Returns 503 if it can't, or if it does not
     respond within a second. `notice` is present if neither the server nor `taskservice background`
     does the background work.
     """
@@ -54,7 +54,7 @@ def ready() -> Response:
 def show_metrics() -> Response:
     """Metrics.
 
-    Returns the metrics of all server processes together, in the Prometheus text format. If the
+    Returns the metrics of all server processes combined, in the Prometheus text format. If the
     database can't be read, the response contains only the metrics that do not need it.
     """
     limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
@@ -63,25 +63,25 @@ def show_metrics() -> Response:
     return Response("".join(lines), content_type=metrics.CONTENT_TYPE)
 
 
-# The documentation: the OpenAPI document, and a page made from it.
+# The API documentation: the OpenAPI document, and a page generated from it.
 docs = Blueprint(
     "docs", __name__, template_folder="templates", static_folder="static", static_url_path="/docs"
 )
 docs.before_request(ignore_dates)
 
-# The HTML documents, which are part of a wheel and of an image.
+# The HTML documentation, which wheels and container images contain.
 help_pages = Blueprint("help", __name__, static_folder="../help", static_url_path="/help")
 help_pages.before_request(ignore_dates)
 
 HTML = "text/html"
 
-# The page can load its own style sheet, script and icon, and nothing else.
+# The API page loads only style sheets, scripts and images of this service.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-# The pages contain inline scripts and styles, which Sphinx writes.
+# The HTML that Sphinx generates contains inline scripts and styles.
 HELP_POLICY = (
     "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -92,7 +92,7 @@ HELP_POLICY = (
 @help_pages.get("/help")
 @help_pages.get("/help/")
 def show_help() -> Response:
-    """Redirect to the first page of the documents, whose links are relative."""
+    """Redirect to the first page of the documentation, so that its relative links work."""
     return Response(status=303, headers={"Location": url_for("help.static", filename="index.html")})
 
 
@@ -107,7 +107,7 @@ def restrict_help(response: Response) -> Response:
 def show_document() -> Response:
     """Get the OpenAPI document.
 
-    Returns the document in OpenAPI 3.1, from which clients in many languages can be generated.
+    Returns an OpenAPI 3.1 document. Clients in many languages can be generated from the document.
     """
     return _with_etag(_document(), JSON)
 
@@ -124,7 +124,7 @@ def show_page() -> Response:
     return response
 
 
-# Created at the first request, since only this document needs to import apispec.
+# Built at the first request for this document, since nothing else needs to import apispec.
 @cache
 def _document() -> bytes:
     from taskservice.openapi.document import document

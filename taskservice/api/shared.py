@@ -9,7 +9,8 @@ from taskservice.web.request import require_link
 blueprint = Blueprint("shared", __name__, url_prefix="/shared/<token>")
 blueprint.before_request(require_link)
 
-# Pages of all origins can read these responses: the link alone gives access, without a cookie.
+# Web pages of any origin can read these responses, since the link alone gives access and no cookie
+# is used.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "Prefer, If-None-Match, Last-Event-ID",
@@ -23,7 +24,7 @@ def add_headers(response: Response) -> Response:
     return response
 
 
-# The views of `/api/v1`, for the task of the link.
+# The same views as under `/api/v1`, for the task of the link.
 blueprint.get("/task")(tasks.get)
 blueprint.get("/logs")(logs.read)
 blueprint.get("/events")(logs.follow)

@@ -1,4 +1,4 @@
-"""Routes of tasks: start, list, get, report, cancel, delete; of their deliveries and links."""
+"""Routes for tasks, their deliveries and their links."""
 
 from typing import Any
 
@@ -39,11 +39,11 @@ def list_all(caller: Caller, query: dict[str, Any]) -> Response:
     """List tasks.
 
     Returns the tasks that the key has access to and that match the filters, newest first. Time
-    bounds are exclusive. Without `limit`, all tasks are streamed: if the server fails midway, the
-    connection breaks. With `limit`, the response is one page, and `Link` is the URL of the next
-    page. The pages together contain each task that existed at the time of the first page exactly
-    once. If filters exclude very many tasks in a row, a page with a `Link` can contain fewer tasks
-    than `limit`, or none.
+    bounds are exclusive. Without `limit`, all tasks are streamed: if an error occurs midway, the
+    connection closes before the array is complete. With `limit`, the response is one page, and the
+    `Link` header contains the URL of the next page. Each task that existed when the first page was
+    requested is on exactly one page. If the filters exclude very many consecutive tasks, a page can
+    contain fewer tasks than `limit`, or none, and still have a `Link`.
     """
     selection, shape = responses.selection(query), responses.shape(caller, query)
     tasks = TaskList(caller, selection)
@@ -67,7 +67,7 @@ def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any
     """Start a task.
 
     The task waits, without a time limit, until a worker of the agent claims it. With `claim`, or
-    with an agent key, the caller claims the task at its start and does the work.
+    with an agent key, the caller claims the task as it starts and does the work itself.
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     task, replayed = task_service.start(caller, body, idempotency)
@@ -80,10 +80,10 @@ def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any
 def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
-    With `Prefer: wait`, the request waits until the task has ended, at most for the given time.
+    With `Prefer: wait`, the request waits until the task has ended or the given time has passed.
 
     With `If-None-Match`, the request returns 304 without a body if the task has not changed. With
-    `expand` there is no ETag, since embedded objects have no version.
+    `expand`, the response has no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
     read = logs.get_task if shape.has_logs else task_service.get  # the first reads a small log too
@@ -118,13 +118,13 @@ def report(caller: Caller, task_id: str, query: dict[str, Any], body: dict[str, 
     """Report on a task.
 
     Changes the status, output, error, name, progress, note or labels of a task. Every report is a
-    heartbeat, even if it changes nothing. `complete` and `error` end the task; a signed webhook is
-    sent to its callback before the response. The request returns 200 whatever the receiver
-    responds; `Callback-Status` is the outcome of the webhook.
+    heartbeat, even if it changes nothing. The status `complete` or `error` ends the task, and a
+    signed webhook is sent to its callback before the response. The request returns 200 whatever the
+    receiver responds; the `Callback-Status` header is the outcome of the webhook.
 
     The result of a finished task can't be changed: a report that changes more than the name and the
-    labels returns 409. A report that changes nothing returns 200 and sends no webhook. There is one
-    exception: after a `timeout`, the agent can still report the outcome, in a late report.
+    labels returns 409. The exception is a late report: after a `timeout`, the agent can still
+    report the outcome. A report that changes nothing returns 200 and sends no webhook.
     """
     task, status = reports.report(caller, task_id, body)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -149,7 +149,7 @@ def cancel(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
     A running task ends with an `error` of type `cancelled`, and a webhook is sent to its callback.
-    Cancelling the task again returns 200 and changes nothing.
+    Cancelling a cancelled task returns 200 and changes nothing.
     """
     task, status = reports.cancel(caller, task_id)
     return responses.task(task, responses.shape(caller, query), headers={"Callback-Status": status})
@@ -170,8 +170,9 @@ def rerun(
 ) -> Response:
     """Run a task again.
 
-    Starts a new task with the same agent, name, callback and timeout, and with the same input and
-    labels unless the request has others. The new task is unclaimed, even with an agent key.
+    Starts a new task with the same agent, name, callback and timeout. The input and the labels are
+    the same too, unless the request contains others. The new task is unclaimed, even if the request
+    has an agent key.
     """
     idempotency = Idempotency.of(idempotency_key(), sent, rerun_of=task_id)
     task, replayed = task_service.rerun(caller, task_id, body, idempotency)
@@ -191,10 +192,10 @@ def rerun(
 def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
 
-    Applies the action to one task after the other, like the operation for a single task. If it is
-    refused for some tasks, the other tasks are still changed. Webhooks are sent after the response.
-    An `Idempotency-Key` makes reruns safe to repeat; cancelling and deleting are always safe to
-    repeat.
+    Applies the action to the tasks one by one, as the operation for a single task does. If the
+    action is rejected for some tasks, the other tasks are still changed. Webhooks are sent after
+    the response. An `Idempotency-Key` makes reruns safe to repeat; cancelling and deleting are
+    always safe to repeat.
     """
     result = reports.change_many(caller, body["action"], body["taskIds"], idempotency_key())
     return responses.json(result)
@@ -205,8 +206,8 @@ def change_many(caller: Caller, body: dict[str, Any]) -> Response:
 def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task permanently.
 
-    Deletes the task with its log and its deliveries, and sends no webhook. The response is the
-    deleted task.
+    Deletes the task with its log and its deliveries, and sends no webhook. Returns the deleted
+    task.
     """
     return responses.task(task_service.delete(caller, task_id), responses.shape(caller, query))
 
@@ -217,8 +218,8 @@ def list_deliveries(caller: Caller, task_id: str) -> Response:
     """List a task's deliveries.
 
     Returns the deliveries of the task, newest first, each with its newest attempts. The list is
-    empty while the task runs, and if the task has no callback. Only a late report creates a second
-    delivery.
+    empty while the task is running, and if the task has no callback. Only a late report creates a
+    second delivery.
     """
     task_service.get(caller, task_id)
     rows = delivery_service.list_of_task(caller, task_id)
@@ -236,8 +237,9 @@ def list_deliveries(caller: Caller, task_id: str) -> Response:
 def redeliver(caller: Caller, task_id: str) -> Response:
     """Deliver again.
 
-    Makes the newest delivery due now, whatever its state, and restarts its retry schedule. It is
-    sent soon after this response, with the same `webhook-id` and the current task.
+    Schedules the newest delivery for immediate sending, whatever its state, and restarts its retry
+    schedule. The webhook is sent soon after this response, with the same `webhook-id` and the
+    current task.
     """
     return responses.dump(delivery_schema, delivery_service.redeliver(caller, task_id), 202)
 
@@ -245,7 +247,7 @@ def redeliver(caller: Caller, task_id: str) -> Response:
 @links.get("/task/<task_id>/link")
 @operation("listLinks", [link_schema], user_key=True)
 def list_links(caller: Caller, task_id: str) -> Response:
-    """List links to a task.
+    """List the links to a task.
 
     Returns the links that have not expired, oldest first.
     """
@@ -276,6 +278,6 @@ def create_link(caller: Caller, task_id: str, body: dict[str, Any]) -> Response:
 def revoke_link(caller: Caller, task_id: str, link_id: str) -> Response:
     """Revoke a link to a task.
 
-    Pages and streams that show the task by this link end within seconds.
+    Pages and streams that use this link lose access to the task within seconds.
     """
     return responses.dump(link_schema, link_service.revoke(caller, task_id, link_id))

@@ -1,4 +1,4 @@
-"""Routes of a user: the current user, and the user's own API keys and callback secret."""
+"""Routes for the current user, and for the user's API keys, sign-in links and callback secret."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ keys = Blueprint("keys", __name__)
 def get(caller: Caller) -> Response:
     """Get the current user and key.
 
-    Returns the user that the key belongs to, and the key without its text.
+    Returns the user to whom the key belongs, and the key without its text.
     """
     user = user_schema.dump(users.get(caller.user_id))
     return responses.json(user | {"key": key_schema.dump(users.get_key(caller, caller.key_id))})
@@ -40,8 +40,8 @@ def get(caller: Caller) -> Response:
 def list_all(caller: Caller) -> Response:
     """List API keys.
 
-    Returns all keys of the user, even if they are revoked or expired. The list is streamed: if the
-    server fails midway, the connection breaks.
+    Returns all keys of the user, including revoked and expired keys. The list is streamed: if an
+    error occurs midway, the connection closes before the array is complete.
     """
     return responses.array(key_schema.dump(page, many=True) for page in users.keys_of_user(caller))
 
@@ -53,9 +53,9 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create an API key.
 
-    With `agentId`, creates an agent key, otherwise a user key. With the `access` `read`, the key
-    can only read: the data of this agent, or all data of the user. Only this response contains the
-    text of the key.
+    Creates an agent key if the request has an `agentId`, otherwise a user key. If `access` is
+    `read`, an agent key can only read the data of its agent, and a user key can only read the data
+    of the user. Only this response contains the text of the key.
     """
     return responses.dump(key_with_secret_schema, users.create_key(caller, body), 201)
 
@@ -71,8 +71,8 @@ def create(caller: Caller, body: dict[str, Any]) -> Response:
 def revoke(caller: Caller, key_id: str) -> Response:
     """Revoke an API key.
 
-    From now on, requests with the key are rejected. The last user key can only be revoked on the
-    server.
+    From now on, requests with the key are rejected. The last user key can be revoked only on the
+    server, with `taskservice key revoke`.
     """
     return responses.dump(key_schema, users.revoke_key(caller, key_id))
 
@@ -87,9 +87,9 @@ def revoke(caller: Caller, key_id: str) -> Response:
 def create_sign_in_link(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a sign-in link.
 
-    The first person who opens the URL within 15 minutes, and confirms, is signed in to the
-    dashboard with the rights of the key. Only the newest 5 links of a user are valid. A read key
-    can only create a link with its own rights.
+    The first person who opens the URL within 15 minutes and confirms is signed in to the dashboard
+    with the rights of the key. Only the 5 newest links of a user are valid. A read key can only
+    create a link with its own rights.
     """
     link = sign_in_links.create(caller, body.get("keyName"))
     link.url = responses.page_url(f"sign-in/{link.token}")
@@ -116,7 +116,7 @@ def show_secret(caller: Caller) -> Response:
 def rotate_secret(caller: Caller) -> Response:
     """Rotate the callback secret.
 
-    Creates a new secret. For another 24 hours, webhooks are signed with the replaced secret too. At
+    Creates a new secret. For another 24 hours, webhooks are also signed with the old secret. At
     most 10 secrets are valid at a time.
     """
     return responses.dump(callback_secret_schema, users.rotate(caller), 201)
