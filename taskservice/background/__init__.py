@@ -1,1 +1,1 @@
-"""Background work of a process: due deliveries, timeouts, retention and disk space."""
+"""The background threads of a server process: deliveries, timeouts, retention and disk space."""

@@ -1,4 +1,4 @@
-"""The loop that posts due deliveries: its thread leases them, and other threads send them."""
+"""The delivery loop: one thread leases due deliveries, and starts a thread that sends each."""
 
 import logging
 import threading
@@ -18,16 +18,17 @@ from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Limits of concurrent attempts. An attempt that has waited for its receiver longer than
-# SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay others.
+# Limits on the number of concurrent attempts. An attempt that has waited for its receiver longer
+# than SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay
+# deliveries to other receivers.
 MAX_RECENT = 16
 MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-# The maximum time between two polls for due deliveries, since other processes can add deliveries.
+# The loop polls for due deliveries at least this often, since other processes can add deliveries.
 ROUND_SECONDS = 1.0
 FAILURE_SECONDS = 5.0  # the pause after a database error
-# When the loop stops, running attempts have STOP_SECONDS to finish. Then they are interrupted, and
-# have INTERRUPT_SECONDS to end before their leases are released.
+# When the loop stops, running attempts have STOP_SECONDS to finish. Attempts that are still running
+# are then interrupted, and have INTERRUPT_SECONDS to end before their leases are released.
 STOP_SECONDS = 1.0
 INTERRUPT_SECONDS = 0.3
 
@@ -42,7 +43,7 @@ class _RunningAttempt(NamedTuple):
 class DeliveryLoop(threading.Thread):
     """Posts due deliveries until it is stopped, and then releases its leases.
 
-    Several loops can run at the same time, in the processes of any number of machines.
+    Several processes, on any number of machines, can each run a loop.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -50,10 +51,10 @@ class DeliveryLoop(threading.Thread):
         self._app = app
         self._due = resources.find(DueDeliveries, app)
         self._stopping = threading.Event()
-        self._running: list[_RunningAttempt] = []  # only the thread of the loop uses it
+        self._running: list[_RunningAttempt] = []  # used only by this thread
 
     def stop(self) -> None:
-        """Tell the loop to end, without waiting for it."""
+        """Ask the loop to end, without waiting for it."""
         self._stopping.set()
         self._due.set()
 
@@ -65,7 +66,7 @@ class DeliveryLoop(threading.Thread):
             self._end()
 
     def _round(self) -> float:
-        """Start an attempt of each due delivery that can be leased; returns how long to wait."""
+        """Start attempts of the due deliveries; returns the seconds until the next round."""
         try:
             while True:
                 self._running = [attempt for attempt in self._running if not attempt.result.done()]
@@ -96,7 +97,7 @@ class DeliveryLoop(threading.Thread):
     def _start_attempt(self, leased: Leased) -> None:
         """Start a thread for an attempt. Raises RuntimeError if no thread can be started.
 
-        The delivery is then due again when its lease expires.
+        In this case, the delivery is due again when its lease expires.
         """
         interrupt, started = Interrupt(), time.monotonic()
         result = resources.start_future("attempt", partial(self._send, leased, interrupt))
@@ -109,7 +110,7 @@ class DeliveryLoop(threading.Thread):
 
     def _end(self) -> None:
         for attempt in self._unfinished_after(STOP_SECONDS):
-            # An attempt is interrupted before its lease is released; otherwise, two processes could
+            # Interrupt the attempt before its lease is released; otherwise, two processes could
             # post the delivery concurrently.
             attempt.interrupt.set()
         leases = [attempt.leased for attempt in self._unfinished_after(INTERRUPT_SECONDS)]

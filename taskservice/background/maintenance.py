@@ -27,8 +27,8 @@ from taskservice.services import (
 
 logger = logging.getLogger(__name__)
 
-# The time from the start of a round to the start of the next round, however long the jobs take. If
-# a job has more work, the next round starts immediately.
+# The time from the start of a round to the start of the next round. If a job has more work, the
+# next round starts immediately.
 ROUND_SECONDS = 20.0
 WRITE_SECONDS = 3.0  # how long the loops may take to finish their writes when the process stops
 
@@ -58,7 +58,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
 
 
 class Maintenance(threading.Thread):
-    """Runs all jobs at least every 20 s, and once more when the process stops."""
+    """Runs all jobs every ROUND_SECONDS, and once more when the process stops."""
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="maintenance", daemon=True)
@@ -77,7 +77,7 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        # The agent of a task that is claimed from now on can report without a gap.
+        # Checks for hanging tasks include all tasks that are claimed after this first heartbeat.
         self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):
@@ -120,8 +120,9 @@ class Maintenance(threading.Thread):
         if serving_since is None:
             return
         now, since = self._clock.time, max(serving_since, self._clock.steady_since)
-        # An agent could report without a gap if its task was claimed after `since`. If `since` is
-        # long enough ago, the agents of all tasks have had time to report again.
+        # After an outage, only tasks that were claimed after `since` are checked. When
+        # GRACE_SECONDS have passed, all agents have had time to report again, so all tasks are
+        # checked.
         if clock.seconds_between(since, now) >= timeouts.GRACE_SECONDS:
             since = clock.EARLIEST
         in_batches(partial(hanging.check, now, since))

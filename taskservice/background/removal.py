@@ -1,4 +1,4 @@
-"""Removes old tasks and logs, and users, in short transactions, so that other writers can write."""
+"""Removes users, old tasks and old logs in short transactions, which block writers only briefly."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,23 +19,23 @@ from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
-# The maximum number of rows that a transaction removes, while other writers wait. Only a single
-# task with more deliveries than DELIVERIES_PER_BATCH exceeds this limit.
+# The maximum numbers of rows that one transaction removes, since other writers wait for it. A task
+# with more than DELIVERIES_PER_BATCH deliveries is nevertheless removed in one transaction.
 TASKS_PER_BATCH = 100
 DELIVERIES_PER_BATCH = 1_000
 CHUNKS_PER_BATCH = 1_000
-JOB_SECONDS = 1.9  # the maximum time of a job in a round, so that it does not delay other jobs
+JOB_SECONDS = 1.9  # the time limit of a job in a round, so that it does not delay other jobs
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
-    """Call `batch` until it returns false.
+    """Call `batch` until it returns false, `seconds` have passed or the process stops.
 
-    Returns true if work may remain, since `seconds` have passed or the process stops.
+    Returns whether work may remain.
     """
     until = time.monotonic() + seconds
     began = time.monotonic()
     while batch():
-        # A pause for as long as the batch took, so that other writers wait for at most one batch.
+        # Pause for as long as the batch took, so that other writers wait for at most one batch.
         took = time.monotonic() - began
         if time.monotonic() > until or resources.stopping.wait(took):
             return True
@@ -44,7 +44,7 @@ def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
 
 
 def index_names(seconds: float = JOB_SECONDS) -> bool:
-    """Bring the index of names up to date; returns whether more names may remain."""
+    """Update the index of task names; returns whether unindexed names may remain."""
     return in_batches(_index_batch, seconds)
 
 
@@ -70,7 +70,7 @@ _OF_LOG = LogChunk.log_id == bindparam("log_id")
 _FIRST_CHUNKS = (
     select(LogChunk.last).where(_OF_LOG).order_by(LogChunk.last).limit(bindparam("limit"))
 )
-# A range with both bounds, since PostgreSQL would read the whole table for a subquery, or for a
+# The range has two bounds, since PostgreSQL would read the whole table for a subquery, or for a
 # range with only an upper bound.
 _DELETE_CHUNKS = delete(LogChunk).where(
     _OF_LOG, LogChunk.last.between(bindparam("first"), bindparam("last"))
@@ -105,13 +105,13 @@ def _sweep_batch() -> bool:
 
 SPARE_BYTES = 1024 * 1024  # free space that remains in the file for the next writes
 STEP_PAGES = 250  # the number of pages that a step releases
-# SQLite reuses its write-ahead log, but does not shorten the file.
+# A longer write-ahead log is truncated, since SQLite reuses its file but does not shorten it.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
-CHECKPOINT_MILLISECONDS = 50  # how long writers wait for the last reader of the log
+CHECKPOINT_MILLISECONDS = 50  # how long a checkpoint waits for readers of the log
 
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
-    """Shorten SQLite's files by their free space; returns whether free space may remain."""
+    """Release free space in SQLite's files to the disk; returns whether free space may remain."""
     if db.engine.dialect.name != "sqlite":
         return False
     pooled = db.engine.raw_connection()
@@ -135,9 +135,9 @@ def shrink(seconds: float = JOB_SECONDS) -> bool:
         log = Path(f"{db.engine.url.database}-wal")
         if is_shorter or (log.exists() and log.stat().st_size > LARGE_LOG_BYTES):
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-            # Moves the log into the database, and truncates the log if no reader uses it. The write
-            # lock is held, since SQLite before 3.51.3 can corrupt a database that is written when a
-            # checkpoint ends.
+            # Move the log into the database, and truncate the log if no reader uses it. Hold the
+            # write lock, since SQLite before 3.51.3 can corrupt the database if another connection
+            # writes at the end of a checkpoint.
             with write_lock():
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
@@ -150,13 +150,17 @@ def _pragma(connection: Any, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-# Retention: removes old finished tasks, and the logs of finished tasks earlier.
+# Retention: finished tasks are removed after RETENTION_DAYS, and their logs after
+# LOG_RETENTION_DAYS.
 
 DAY_SECONDS = 86_400.0
 
 
 def bounds(now: str) -> tuple[str | None, str | None]:
-    """The times before which finished tasks, and the logs of finished tasks, are removed."""
+    """The times before which a task must have finished so that it, or its log, is removed.
+
+    A time is None if its setting is 0.
+    """
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
     of_tasks, of_logs = (
         clock.moved(now, -count * DAY_SECONDS) if count else None for count in days
@@ -169,7 +173,7 @@ _ENDED = and_(
     Task.finished_at < bindparam("before"),
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
 )
-# The condition on the user lets the database read the index of finished tasks, user by user.
+# The condition on the user lets the database use an index whose first column is the user.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
 _AMONG = Task.id.in_(bindparam("task_ids", expanding=True))
@@ -242,14 +246,14 @@ def _in_task_batches(
             rows = connection.execute(_DELIVERIES, {"task_ids": old}).all()
         if not old:
             return False
-        # A task has a delivery for each of its events and each hook that it notifies.
+        # Limit the deliveries too, since an event of a task has a delivery for each notified hook.
         counts = {row.task_id: row.deliveries for row in rows}
         totals = accumulate(counts.get(task_id, 0) for task_id in old)
         old = old[: max(1, sum(total <= DELIVERIES_PER_BATCH for total in totals))]
         with transaction() as connection:
-            # On PostgreSQL, the lock needs a separate statement: a statement that waits for the
-            # lock of a row has already read other tables, and would miss a delivery that was just
-            # redelivered.
+            # Lock the tasks in a separate statement before the condition is tested: on PostgreSQL,
+            # a single statement could miss a delivery that is redelivered before it acquires the
+            # lock.
             locked = connection.scalars(_LOCK, {"task_ids": old}).all()
             among = {**values, "task_ids": locked}
             task_ids = connection.scalars(fitting.where(_AMONG), among).all()
@@ -267,9 +271,8 @@ PAUSE_SECONDS = 0.1  # the pause if other requests have locked the remaining tas
 def remove_user(name: str) -> int:
     """Remove a user with all of the user's data; returns the number of removed tasks.
 
-    The tasks are removed first, so that agents can notice that their tasks are deleted, and stop.
-    Keys remain valid until no task is left. After an interruption, another call continues. Raises
-    404.
+    Keys remain valid until all tasks are removed, so that agents notice that their tasks are
+    deleted, and stop. Another call continues an interrupted removal. Raises 404.
     """
     with reading() as connection:
         user_id = users.get_id(connection, name)
@@ -278,24 +281,24 @@ def remove_user(name: str) -> int:
     remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
     count = 0
     while True:
-        # Without this limit, the removal would never end while new tasks are being started.
+        # Without this limit, the loop would not end as long as new tasks are created.
         until_now = and_(is_of_user, Task.id <= clock.new_id())
         count += _in_task_batches(until_now, {}, remove)[0]
-        # The lines are removed before the user, so that the command can be repeated if it is killed
-        # here.
+        # Remove the log lines before the user: if the process is killed here, the user still
+        # exists, so the removal can be repeated.
         _sweep_all()
         with transaction() as connection:
-            # From here on, no task, agent or key is added. The agents are locked before the user,
-            # as the foreign keys of a new task lock them.
+            # These locks prevent new tasks, agents and keys. Lock the agents before the user, in
+            # the same order as the foreign keys of a new task.
             agents = select(Agent.id).where(Agent.user_id == user_id)
             connection.execute(agents.with_for_update())
             users.lock(connection, user_id)
-            # Waiting for the lock of a task while the user is locked could cause a deadlock.
+            # Skip locked tasks: waiting for a task while the user is locked could cause a deadlock.
             unlocked = connection.scalars(batch.with_for_update(skip_locked=True)).all()
             remove(connection, unlocked)
             count += len(unlocked)
             if connection.scalar(batch) is None:
-                # The database also deletes the agents, keys and callback secrets.
+                # The foreign keys also delete the agents, keys and callback secrets.
                 connection.execute(delete(User).where(User.id == user_id))
                 break
         resources.stopping.wait(PAUSE_SECONDS)
@@ -305,6 +308,6 @@ def remove_user(name: str) -> int:
 
 
 def _sweep_all() -> None:
-    """Remove the lines of the removed tasks, and their names in the index."""
+    """Remove the log lines of removed tasks, and their names from the index."""
     index_names(inf)
     sweep(inf)

@@ -1,4 +1,4 @@
-"""Ends claimed tasks whose agents report nothing until the timeout, and enqueues their webhooks."""
+"""Times out claimed tasks whose agents no longer report, and enqueues their webhooks."""
 
 import logging
 import time
@@ -33,10 +33,9 @@ from taskservice.terms import ERROR, SERVICE, TIMEOUT
 logger = logging.getLogger(__name__)
 
 # A task must not time out only because its agent could not reach the service. Therefore, no task
-# times out for this time after a gap of more than MAX_GAP_SECONDS without a round of maintenance or
-# a serving process.
+# times out in the first GRACE_SECONDS after an outage of more than MAX_GAP_SECONDS.
 GRACE_SECONDS = 300.0
-# A clock that gains or loses more seconds than this between two readings was set.
+# If a clock deviates further than this from the monotonic clock between two readings, it was set.
 MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 
@@ -51,7 +50,7 @@ _ASKING_NOTHING = (
     # A task whose row is locked is being changed, so its agent is not silent.
     .with_for_update(skip_locked=True)
 )
-# The longest silence is first, in the order of an index.
+# The task with the longest silence comes first, which is the order of an index.
 _SILENT_BY_DEFAULT = _ASKING_NOTHING.where(
     CLAIMED, Task.last_heartbeat_at < bindparam("long_ago")
 ).order_by(Task.last_heartbeat_at)
@@ -75,13 +74,13 @@ _END = (
 
 
 class ClockMonitor:
-    """Measures how long the clocks have been steady; only then are old tasks ended or removed."""
+    """Measures how long the clocks have been steady; timeouts and retention require this."""
 
     def __init__(self) -> None:
         # The database's time; None until the clocks have been steady for GRACE_SECONDS.
         self.now: str | None = None
         self.is_first = False  # whether `now` was None in the previous round
-        # The database's time at the last reading, and at the time when the clocks became steady.
+        # The database's time at the last reading, and when the clocks became steady.
         self.time = self.steady_since = clock.EARLIEST
         # The last readings of the database's clock, this machine's clock and the monotonic clock.
         self._last: tuple[str, str, float] | None = None
@@ -104,8 +103,8 @@ class ClockMonitor:
             is_steady = passed <= MAX_GAP_SECONDS and max(map(abs, jumps)) <= MAX_DRIFT_SECONDS
             if not is_steady:
                 logger.warning(
-                    "A pause of %.0f s, a clock jump of %+.0f s on the database or of %+.0f s on "
-                    "this machine: no task is timed out or pruned for %.0f s",
+                    "Maintenance paused for %.0f s; the database's clock jumped by %+.0f s and "
+                    "this machine's clock by %+.0f s: no task is timed out or pruned for %.0f s",
                     passed, *jumps, GRACE_SECONDS,
                 )  # fmt: skip
         if not is_steady:
@@ -117,7 +116,10 @@ class ClockMonitor:
 
 
 def correct_future_times(now: str) -> None:
-    """Set times in the future to now; otherwise, nothing would end or be due until these times."""
+    """Set times in the future to `now`, since timeouts and schedules would wait for these times.
+
+    Times are in the future if the clock was set back.
+    """
     ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
@@ -135,13 +137,13 @@ def correct_future_times(now: str) -> None:
 
 
 def serving_since() -> str | None:
-    """The time since which agents could reach the service without a gap; None if they cannot."""
+    """The time since which the service has been available without a gap; None if it is not."""
     row = read_one(_SERVING_SINCE, max_gap=MAX_GAP_SECONDS)
     return row and row.since
 
 
 def was_serving(now: str) -> bool:
-    """Whether agents could reach the service without a gap for at least GRACE_SECONDS."""
+    """Whether the service has been available without a gap for at least GRACE_SECONDS."""
     since = serving_since()
     return since is not None and since <= clock.moved(now, -GRACE_SECONDS)
 

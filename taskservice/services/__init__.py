@@ -1,1 +1,1 @@
-"""The operations of the service, with a module for each noun; requests write through them."""
+"""The operations of the service. Each module handles one kind of object, such as hooks."""

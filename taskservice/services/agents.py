@@ -42,7 +42,8 @@ from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaime
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
-# Checks each claimed task of the agent again for a hang, since the expectations change.
+# Schedules a hang check of each claimed task of the agent, since a new `expect` can change its
+# result.
 _CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_check_at=database_now())
 
 
@@ -112,10 +113,10 @@ def delete(caller: Caller, agent_id: str) -> Any:
 
 
 AGENTS_PER_READ = 50  # an agent has up to 20 KB
-MAX_CHOICES = 1_000  # the agents that a form of a page offers
-RECENT = 30  # the last finished tasks, from which an agent's health is computed
-MIN_USUAL = 3  # how many of the last RECENT tasks must be complete for a usual duration
-MAX_RUNNING = 2_000  # the running tasks of a user that are read and counted by agent
+MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
+RECENT = 30  # the number of last finished tasks from which an agent's health is computed
+MIN_USUAL = 3  # an agent with fewer complete tasks among these has no usual duration
+MAX_RUNNING = 2_000  # the maximum number of running tasks of a user that are counted
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
     .add_columns(Task.claimed_at, Task.finished_at, Task.seconds)
@@ -139,7 +140,7 @@ _WAITING = Statement[AnyRow](
         .subquery()
     )
 )
-# The oldest tasks, since workers claim the oldest task first.
+# Reads the oldest tasks, since workers claim the oldest task first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
     .where(tasks_of_user, Task.status == terms.RUNNING)
@@ -151,7 +152,7 @@ _RUNNING = Statement[AnyRow](
 class Load(NamedTuple):
     """The numbers of an agent's waiting tasks, up to a maximum, and of its running tasks.
 
-    If `is_complete` is false, the agent may have more running tasks than this number.
+    If `is_complete` is false, the agent may have more than `running` running tasks.
     """
 
     waiting: int
@@ -172,13 +173,16 @@ def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
 
 
 def ids_with_beginnings(caller: Caller, beginnings: Collection[str], length: int) -> Sequence[str]:
-    """The IDs whose first `length` characters, with `_` for `.` and `-`, are in `beginnings`."""
+    """The IDs that start with one of `beginnings`, which have `length` characters each.
+
+    In the IDs, `.` and `-` are first replaced with `_`.
+    """
     plain = func.replace(func.replace(Agent.id, ".", "_"), "-", "_")
     these = _AGENTS.with_only_columns(Agent.id).where(func.substr(plain, 1, length).in_(beginnings))
     return [row.id for row in read_all(these, **caller.scope)]
 
 
-TOOL_SECONDS = 30 * 86_400  # how long an agent is an MCP tool after its last worker was seen
+TOOL_SECONDS = 30 * 86_400  # how long an agent remains an MCP tool without a worker
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AgentRow]:
@@ -189,7 +193,7 @@ def list_tools(caller: Caller, count: int) -> Sequence[AgentRow]:
 
 
 def is_tool(now: str) -> ColumnElement[bool]:
-    # A call of a tool for which no worker asks would only wait.
+    # Without a worker, a call of the tool would only wait.
     is_served = Agent.worker_seen_at >= clock.moved(now, -TOOL_SECONDS)
     return or_(Agent.tool.is_(True), and_(Agent.tool.is_(None), is_served))
 
@@ -217,7 +221,7 @@ def newest_task(agent: AgentRow, max_input: int) -> TaskRow | None:
 
 
 def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str, Load]:
-    """The loads of these agents of the caller's user, by agent ID."""
+    """The loads of these agents, by agent ID; the agents belong to the caller's user."""
     user_id = caller.user_id
     with reading() as connection:
         tasks = _RUNNING.all(connection, user_id=user_id)
@@ -233,7 +237,7 @@ def loads(caller: Caller, agents: Sequence[AgentRow], maximum: int) -> dict[str,
 
 
 def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
-    """The health of an agent as in HealthOfAgentSchema, from its last `runs`."""
+    """The health of an agent, as in HealthOfAgentSchema; `recent` is the result of `runs`."""
     counted = [task for task in recent if task.error_type != terms.CANCELLED]
     complete = [task for task in counted if task.status == terms.COMPLETE]
     return {
@@ -259,7 +263,7 @@ def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
 
 
 def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
-    """The usual duration of an agent's tasks; None if fewer than MIN_USUAL are complete."""
+    """The usual duration of an agent's tasks in s; None if fewer than MIN_USUAL are complete."""
     recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
     complete = [task for task in recent if task.status == terms.COMPLETE]
     return _median_seconds(complete) if len(complete) >= MIN_USUAL else None
@@ -274,7 +278,7 @@ def _median_seconds(tasks: Sequence[TaskRow]) -> float | None:
 
 
 def seconds(task: TaskRow | AnyRow) -> float | None:
-    """The duration of a finished task; None if it is running, or no agent claimed it."""
+    """The duration of a finished task in seconds; None if it is running or was never claimed."""
     if task.claimed_at is None or task.finished_at is None:
         return None
     if task.seconds is not None:
@@ -283,9 +287,9 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`: the agents with the IDs `first`, in that order, then the others.
+    """Agents with `last_used_at`, in the order of the IDs in `first`, then all other agents.
 
-    The other agents are ordered by their newest task, the most recently used agent first.
+    The most recently used of the other agents is first.
     """
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")
@@ -303,27 +307,26 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AgentRow]:
 
 # The numbers in the outputs of an agent's last tasks, exactly as they were reported.
 
-SEARCHED = 100  # tasks whose outputs are searched for paths
+SEARCHED = 100  # the number of tasks whose outputs are searched for paths
 MAX_PATHS = 50
 MAX_PATH = 200  # characters
-# Only the first numbers of an output are read: up to this many, and up to this number of bytes
-# together with their paths.
+# Only the first numbers of an output are read: at most MAX_PER_OUTPUT numbers, which have at most
+# MAX_NUMBERS_BYTES bytes together with their paths.
 MAX_PER_OUTPUT = 100
 MAX_NUMBERS_BYTES = 8 * 1024
-MAX_BYTES = 4 * 1024 * 1024  # the bytes of outputs that one call reads
-CACHE_SIZE = 1_000  # outputs whose numbers a process caches; each entry takes up to 50 KB
+MAX_BYTES = 4 * 1024 * 1024  # the maximum length of the outputs that one call reads
+CACHE_SIZE = 1_000  # the number of outputs in the cache of a process; an entry has up to 50 KB
 
 _OUTPUT = Statement[TaskRow](select(Task.output).where(Task.id == bindparam("task_id")))
 
 
 class _Number(str):
-    """A number of an output, as it is written there; a string of an output is a plain `str`."""
+    """The JSON text of a number in an output; strings in an output are plain `str`."""
 
     __slots__ = ()
 
 
-# A long list of numbers, which is ignored. Text in a string that looks like such a list is ignored
-# too.
+# Long lists of numbers are ignored. Text in a string that looks like a list is ignored too.
 _LONG_LIST = re.compile(r"\[[-+.,0-9eE]{200,}\]")
 _decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
 
@@ -337,7 +340,7 @@ class Number(NamedTuple):
 
 
 def numbers_by_path(caller: Caller, agent_id: str) -> dict[str, list[Number]]:
-    """The last numbers of the MAX_PATHS most frequent paths, oldest first. Raises 404."""
+    """The last numbers at each of the MAX_PATHS most frequent paths, oldest first. Raises 404."""
     by_path: dict[str, list[Number]] = {}
     for task, numbers in reversed([*_outputs(caller, agent_id, SEARCHED)]):
         for path, text in numbers.items():
@@ -367,7 +370,7 @@ def numbers_at(caller: Caller, agent_id: str, path: str, limit: int) -> list[dic
 def _outputs(
     caller: Caller, agent_id: str, count: int
 ) -> Iterator[tuple[EndedTaskRow, Mapping[str, str]]]:
-    """The last finished tasks and their numbers by path, newest first, up to MAX_BYTES."""
+    """The last finished tasks and their numbers by path, newest first; reads up to MAX_BYTES."""
     remaining = MAX_BYTES
     for task in reversed(runs(get(caller, agent_id), count)):
         size, numbers = _numbers(task.id, task.version)
@@ -379,7 +382,7 @@ def _outputs(
 
 @lru_cache(CACHE_SIZE)
 def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
-    """The length of a task's output in this version, and its first numbers by their paths."""
+    """The length of a task's output, and its first numbers by path; cached for each `version`."""
     text = getattr(read_one(_OUTPUT, task_id=task_id), "output", "{}")
     output = _decoder.decode(_LONG_LIST.sub("[]", text))
     by_path = (
@@ -398,7 +401,7 @@ def _numbers(task_id: str, version: int) -> tuple[int, Mapping[str, str]]:
 
 
 def _values(output: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an output with their paths: first all top-level keys, then nested keys."""
+    """The values of an output with their paths: first the top-level keys, then nested keys."""
     yield from output.items()
     for key, value in output.items():
         if isinstance(value, dict) and len(key) <= MAX_PATH:

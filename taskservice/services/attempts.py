@@ -1,4 +1,4 @@
-"""Delivery attempts: sends a POST or an email, in the request that ended a task or in the loop."""
+"""Delivery attempts: send webhooks and emails, in the request that ended a task or in the loop."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A first attempt detects within STOP_CHECK_SECONDS that the process stops. Its receiver then has
+# A first attempt checks every STOP_CHECK_SECONDS whether the process stops. If so, the receiver has
 # STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
 STOP_CHECK_SECONDS = 0.1
 STOP_SECONDS = 0.5
@@ -56,16 +56,19 @@ INTERRUPT_SECONDS = 0.2
 
 
 class FirstAttemptSlots:
-    """Limits the threads that wait for receivers; a user who holds no slot can get the last one."""
+    """Limits the request threads that wait for receivers.
+
+    Only a user who holds no slot can get the last free slot.
+    """
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()
         self._count = count
-        self._held: list[str] = []  # the user of each slot
+        self._held: list[str] = []  # the user ID for each slot in use
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot for this user, and no shared connection; yields false if no slot is free."""
+        """Hold a slot and no database connection; yields false if no slot is free."""
         end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count
@@ -86,7 +89,7 @@ def init_app(app: Flask) -> None:
 
 
 def first_attempt(leased: deliveries.Leased | None) -> str:
-    """Post a webhook in the request that ended its task; call this with no transaction open.
+    """Post a webhook in the request that ended its task. No transaction may be open.
 
     Returns the `Callback-Status`. The delivery is left to the loop if no slot is free, if the last
     attempts at its receiver failed, or if the process stops. Never raises, since the task has
@@ -111,7 +114,7 @@ def until_stop(attempt: Callable[[Interrupt], T]) -> T | None:
     try:
         result = resources.start_future("first attempt", run)
     except RuntimeError:
-        # The machine cannot start another thread.
+        # No thread can be started, so this thread makes the attempt.
         return attempt(interrupt)
     while not resources.stopping.is_set() and not wait([result], STOP_CHECK_SECONDS).done:
         pass
@@ -123,9 +126,9 @@ def until_stop(attempt: Callable[[Interrupt], T]) -> T | None:
 
 
 def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
-    """Post a webhook once and record the outcome; returns the delivery's state.
+    """Send a delivery once and record the outcome; returns the delivery's state.
 
-    Nothing is sent unless the lease still holds when the receiver has accepted the connection.
+    Nothing is sent if the lease has been lost by the time the receiver accepts the connection.
     An interrupted attempt does not count, and its lease is released. Never raises: if the database
     is unavailable, the attempt is repeated when the lease has expired.
     """
@@ -134,7 +137,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.destination, outcome.message)
         is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
-        # A refused destination is not a failure of the receiver.
+        # If the settings do not allow the URL, the receiver has not failed.
         if is_well or not outcome.permanent:
             resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
         return deliveries.record_attempt(leased, started, outcome)
@@ -150,9 +153,9 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
 
 
 def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
-    """The outcome of one POST.
+    """Send a delivery once; returns the outcome.
 
-    An unexpected error counts as a failed attempt; otherwise it would be repeated forever.
+    An unexpected error counts as a failed attempt; otherwise the delivery would be retried forever.
     """
     try:
         if leased.hook_id is None:
@@ -172,7 +175,8 @@ def send(
     message: Message, interrupt: Interrupt | None = None, confirm: Callable[[], None] = lambda: None
 ) -> Outcome:
     """Send a message with the service's settings; raises what `transport.post_once` raises."""
-    # Imported where they are needed: loading `requests` takes a tenth of the time of a start.
+    # `smtp` and `transport` are imported when they are needed, since the import of `requests` takes
+    # a tenth of the startup time.
     hook, config = message.hook, current_app.config
     attempt: dict[str, Any] = {"seconds": config["CALLBACK_TIMEOUT"]}
     attempt |= {"interrupt": interrupt, "confirm": confirm}
@@ -188,7 +192,7 @@ def send(
 
     webhook = (message.url, message.headers_now(), message.body)
     outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
-    # ntfy's response repeats the message, and an answer link must not be stored.
+    # A response can repeat the message, as that of ntfy does, and answer links must not be stored.
     is_secret = hook is not None and hook.answer_links
     return outcome._replace(answer=None) if is_secret else outcome
 
@@ -201,7 +205,7 @@ def _leave_to_loop(leased: deliveries.Leased) -> str:
     return PENDING
 
 
-# The messages: a webhook for a callback; for a hook, a webhook or one message for people.
+# The messages. A callback gets a webhook; a hook gets a webhook, or a message for people.
 
 # The maximum number of events that a message describes; further events are only counted.
 MAX_DESCRIBED = 200
@@ -280,7 +284,7 @@ def _task(task_id: str | None) -> TaskRow:
 
 
 def page(path: str) -> str | None:
-    """The URL of a page of the dashboard; None if the service does not know its own URL."""
+    """The URL of a page of the dashboard; None if PUBLIC_URL is not set."""
     public_url: str = current_app.config["PUBLIC_URL"]
     return f"{public_url.rstrip('/')}/{path}" if public_url else None
 
@@ -296,7 +300,7 @@ def _data(hook: HookRow, event: AnyRow) -> dict[str, Any]:
 def _data_of(
     hook: HookRow, event: AnyRow, agent: Any, task: bytes | None, question: Any
 ) -> dict[str, Any]:
-    """The data of an event for a program: its agent, the JSON of its task, its question."""
+    """The `data` of an event in a webhook: the event's agent, task (JSON) and question."""
     data: dict[str, Any] = {}
     if KINDS[event.name].has_agent:
         data["agent"] = agent and agent_of_task_schema.dump(agent)
@@ -326,7 +330,8 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
-    # If the agent was muted when it broke, the event is later than the failure.
+    # If the agent was muted when it broke, the event is from the end of the mute, later than the
+    # failure.
     broke_at = event.finished_at if kind == AGENT_BROKEN else None
     return Notice(
         kind,

@@ -39,13 +39,13 @@ MAX_TEXT = 200
 QUIET_SECONDS = 600.0
 # How long, in seconds, a failed callback is listed.
 CALLBACK_SECONDS = 7 * 86_400.0
-# The age, in seconds, above which the last backup is too old; a backup is made each night.
+# The age, in seconds, above which the last backup is too old. Backups are made each night.
 BACKUP_SECONDS = 2 * 86_400.0
 
 _quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
-    # The same text as in the condition of the index, so that the database uses it.
+    # The same text as in the condition of the index, so that the database uses the index.
     .where(Question.task_id == Task.id, text("questions.state = 'open'"))
     .scalar_subquery()
 )
@@ -125,7 +125,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
-    """Items as in AttentionSchema."""
+    """The first MAX_ITEMS items, as in AttentionSchema."""
     listed = items(caller)[:MAX_ITEMS]
     for item in listed:
         if muted := item.pop("muted"):
@@ -154,7 +154,7 @@ def items(caller: Caller) -> list[dict[str, Any]]:
     return attention
 
 
-# Agent ID -> kind of item -> items.
+# The items of each agent, by agent ID and then by kind.
 Alarms = dict[str, dict[str, list[dict[str, Any]]]]
 
 
@@ -168,7 +168,7 @@ def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
 
 
 def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """The numbers of questions, agents that are not muted, hooks and backups in these items."""
+    """The numbers of questions, unmuted agents, hooks and backups in these items."""
     kinds = Counter(item["kind"] for item in items)
     return {
         "question": kinds[terms.QUESTION],
@@ -181,7 +181,7 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 def missing_worker(agent: AgentRow) -> str | None:
     """A message if no worker would run a new task of this agent; otherwise None."""
     now = database_time()
-    # The claims of a worker that has just started are perhaps not stored yet.
+    # The claims of a worker that has just started may not be stored yet.
     seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
     is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
@@ -193,7 +193,7 @@ def failures_text(failures: int) -> str:
     return "The last task failed" if failures == 1 else f"Failed {failures:,} times in a row"
 
 
-# Tuples of the kind, the agent's ID, the task's ID, the start, and the reason.
+# Tuples of kind, agent ID, task ID, `since` and text.
 Items = Iterator[tuple[str, str | None, str | None, str, str]]
 
 
@@ -237,7 +237,7 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     sentence = "No worker has asked for work of this agent"
     if seen_at is None:
         return f"{sentence} yet"
-    # In minutes, since `worker_seen_at` has no seconds.
+    # Round to minutes, since `worker_seen_at` is stored without seconds.
     seconds = clock.seconds_between(seen_at, now) // 60 * 60
     return f"{sentence} for {seconds_text(max(seconds, 60))}"
 

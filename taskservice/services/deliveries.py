@@ -61,12 +61,13 @@ from taskservice.webhooks.retry_schedule import JITTER, LONGEST_DELAY_SECONDS, S
 
 logger = logging.getLogger(__name__)
 
-# A literal, as in the conditions of the indexes, so that the database uses them.
+# A literal instead of a parameter, as in the conditions of the partial indexes, so that the
+# database uses these indexes.
 is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # Until a lease expires, only its holder may post the delivery. An attempt takes much less time.
 LEASE_SECONDS = 60.0
-# A lease that ends later than a new lease would end began before the clock was set back. A second
-# is added, since PostgreSQL rounds the time.
+# A lease that ends later than a new lease would began before the clock was set back; it is ignored.
+# A second is added, since PostgreSQL rounds the time.
 is_unleased = (
     Delivery.leased_until.is_(None)
     | (Delivery.leased_until <= database_now())
@@ -100,7 +101,7 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
 
 
 def matching_ids(prefix: str) -> Sequence[str]:
-    """At most two IDs that begin with this prefix, of deliveries for callbacks of any user."""
+    """At most two IDs of deliveries that begin with `prefix`, of callbacks of all users."""
     with reading() as connection:
         matching = select(Delivery.id).where(has_prefix(Delivery.id, prefix), is_of_callback)
         return connection.scalars(matching.limit(2)).all()
@@ -132,22 +133,23 @@ def read_with_attempts(connection: Connection, deliveries: AnySelect, **values: 
 
 
 def states(rows: Sequence[TaskRow]) -> dict[str, str]:
-    """The state of the newest delivery of each of these tasks that has one, by task ID."""
+    """The state of each task's newest delivery, by task ID; only for tasks with a delivery."""
     of_these = _STATES.where(Delivery.task_id.in_([row.id for row in rows]))
     return {row.task_id: row.state for row in read_all(of_these)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
 
-# Maximum number of concurrent attempts of a user at a host in a process, so that a slow host does
-# not delay other deliveries.
+# A process makes at most this many concurrent attempts for a user at one host, so that a slow host
+# does not delay other deliveries.
 MAX_PER_RECEIVER = 4
-# A receiver whose circuit breaker is open has one slot. All such receivers share this many slots.
+# A receiver whose circuit breaker is open has one slot. All receivers with an open circuit breaker
+# share MAX_TO_FAILING slots.
 MAX_TO_FAILING = 8
 
 
 class ReceiverSlots:
-    """The slots of each receiver that the attempts of this process leave free."""
+    """The free slots of each receiver in this process."""
 
     def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
         self._used = Counter(running)
@@ -174,7 +176,7 @@ class ReceiverSlots:
         return not self._used[receiver] and self._left_to_failing > 0
 
 
-# These statements read few index entries, except for hosts without a free slot.
+# These statements read few index entries, unless many deliveries wait for a slot of their host.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
     .where(Delivery.leased_until > time_from_now())
@@ -235,7 +237,7 @@ class _Due(NamedTuple):
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[_Due]:
-    """At most `limit` due deliveries of each user, and due messages, in the order of sending."""
+    """The deliveries to send next, in this order: at most `limit` of each user, and due messages."""
     ranked: list[tuple[int, str, _Due]] = []
     for user in connection.execute(_USERS).all():
         values = {"of_user_id": user.id, "now": user.now, "limit": limit}
@@ -265,9 +267,9 @@ class Leased(NamedTuple):
     task_id: str | None  # None for the event of a late agent
     user_id: str
     callback_url: str
-    host: str  # with the port, as in the URL
+    host: str  # with the port if the URL contains one
     attempt_count: int
-    hook_id: str | None = None  # None for a callback, which has no event either
+    hook_id: str | None = None  # None for a callback; `event_id` is then None too
     event_id: str | None = None
     # For people: when the message was leased, and the position of the last event in the message. If
     # the position is None, the message contains only the event of this delivery.
@@ -295,7 +297,7 @@ class LeaseLost(Exception):
 MAX_LOST = 3
 GONE = 410
 _NO_FAILURES = {"failures": 0, "attempt_count": 0, "failed_since": None, "last_error": None}
-BATCH = 200  # deliveries that one transaction changes
+BATCH = 200  # the maximum number of deliveries that one transaction changes
 NO_LEASE = {"lease": None, "leased_until": None}
 _PENDING = {"state": terms.PENDING, **NO_LEASE}
 _INSERT = insert(Delivery).values(
@@ -303,7 +305,7 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-# When the next lease expires, since the process that holds it may have died.
+# The time when the next lease expires, since the process that holds the lease may have died.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
 _FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
 _NEXT = select(
@@ -317,7 +319,8 @@ _CLAIM = (
     .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
     .returning(*(getattr(Delivery, name) for name in Leased._fields[:-2]))
 )
-# The deliveries that the next message of a hook for people contains: pending, less than a day old.
+# Selects the deliveries that the next message of a hook for people contains: the pending deliveries
+# that are less than a day old.
 _of_message = (
     Delivery.hook_id == bindparam("of_hook_id"),
     is_pending,
@@ -331,7 +334,7 @@ _FIRST_OF_MESSAGE = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-# An open question gets a separate message, whose buttons answer it.
+# An open question is sent in a separate message, with buttons for the answers.
 _FIRST_QUESTION = (
     select(Delivery.id, Event.position)
     .join(Event, Event.id == Delivery.event_id)
@@ -340,15 +343,16 @@ _FIRST_QUESTION = (
         *_of_message,
         Event.name == TASK_ASKS.name,
         Question.state == literal_column(f"'{terms.OPEN}'"),
-        # Lets the databases start from the few open questions, not from all pending deliveries.
+        # Redundant, but lets the databases start with the few open questions instead of all
+        # pending deliveries.
         Delivery.task_id == Question.task_id,
     )
     .order_by(Event.position)
     .limit(1)
     .with_for_update(skip_locked=True, of=Delivery)
 )
-# A question has priority, except over events that have waited for at least this time; otherwise an
-# agent that asks all day would delay them.
+# A question has priority over events that have waited for less than WAIT_SECONDS. Older events are
+# sent first; otherwise, an agent that asks all day would delay them.
 WAIT_SECONDS = 300.0
 _FIRST_BEFORE_QUESTION = (
     select(Delivery.id)
@@ -365,7 +369,7 @@ _FIRST_BEFORE_QUESTION = (
 
 
 def cancel(connection: Connection, *which: Any) -> int:
-    """Cancel the pending deliveries that match; returns their number."""
+    """Cancel the pending deliveries that match `which`; returns their number."""
     cancelled = {"state": terms.CANCELLED, "next_attempt_at": None, **NO_LEASE}
     return connection.execute(update(Delivery).where(is_pending, *which).values(cancelled)).rowcount
 
@@ -373,10 +377,10 @@ def cancel(connection: Connection, *which: Any) -> int:
 def enqueue_webhook(
     connection: Connection, task: TaskRow, now: str, *, for_loop: bool = False
 ) -> Leased | None:
-    """Enqueue the webhook of a task that ends in this transaction, and cancel a pending webhook.
+    """Enqueue the webhook of a task that ends in this transaction.
 
-    The delivery is leased to this request, unless `for_loop`. Returns None if the task has no
-    callback.
+    The task's earlier webhook is cancelled if it is pending. The new delivery is leased to this
+    request, unless `for_loop` is true. Returns None if the task has no callback.
     """
     if task.callback_url is None:
         return None
@@ -405,10 +409,10 @@ def seconds_until_due() -> float | None:
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
-    """Lease at most `limit` due deliveries; of each user, those that are due the longest first.
+    """Lease at most `limit` due deliveries, the earliest due deliveries of each user first.
 
     Users take turns: the next delivery is chosen from the user with the fewest leases in all
-    processes. No more deliveries to a receiver are leased than it has free slots, so others may
+    processes. A receiver gets at most as many leases as it has free slots, so some deliveries may
     remain due; call this again when an attempt has ended.
     """
     with transaction() as connection:
@@ -422,14 +426,14 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
 
 
 def _restart(connection: Connection) -> None:
-    """Make a batch of the deliveries of a hook for programs due, after it was turned on."""
-    # A random hook, so that a hook with very many deliveries does not delay the others.
+    """After a hook for programs was turned on, make a batch of its deliveries due."""
+    # Choose a random hook, so that a hook with very many deliveries does not delay other hooks.
     this = select(Hook.id, Hook.next_attempt_at).where(_is_hook_due, ~_is_for_people)
     this = this.order_by(func.random()).limit(1)
     hook = connection.execute(this.with_for_update(skip_locked=True, key_share=True)).first()
     if hook is None:
         return
-    # Deliveries that were attempted after the hook was turned on already have a new schedule.
+    # Skip deliveries that were attempted after the hook was turned on; they have a new schedule.
     was_tried = (Attempt.delivery_id == Delivery.id, Attempt.at >= hook.next_attempt_at)
     is_later = Delivery.next_attempt_at > database_now()
     waiting = (
@@ -463,7 +467,8 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
     if hook is None:
         return None
     of_hook = {"of_hook_id": hook_id}
-    # Events get their positions in the order of commits, so no event is added before this position.
+    # Events get their positions in the order of commits, so later commits do not add events before
+    # this position.
     of_user = EventStream.user_id == hook.user_id
     position = connection.scalar(select(EventStream.position).where(of_user))
     question = connection.execute(_FIRST_QUESTION, of_hook).first()
@@ -492,7 +497,7 @@ def _lease_message(connection: Connection, hook_id: str) -> Leased | None:
 
 
 def release(leased: Collection[Leased]) -> None:
-    """End leases early, without counting an attempt, so that another process may post."""
+    """End leases early, without counting an attempt, so that another process can post."""
     if leased:
         with transaction() as connection:
             for lease in leased:
@@ -538,7 +543,7 @@ def require_lease(leased: Leased) -> None:
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     """Store an attempt, and the new state of its deliveries if the lease holds.
 
-    Returns this state.
+    Returns the new state.
     """
     state, delay = _next_state(outcome, leased.attempt_count)
     if leased.last_position is not None and state != terms.PENDING:
@@ -554,7 +559,8 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
     hook = None
     with transaction() as connection:
         if leased.hook_id:
-            # Lock the hook before its deliveries, as every transaction that changes both does.
+            # Lock the hook before its deliveries, in the same order as other transactions;
+            # otherwise, two transactions could deadlock.
             row = select(Hook.state, Hook.format).where(Hook.id == leased.hook_id)
             hook = connection.execute(row.with_for_update(key_share=True)).one_or_none()
             is_waiting = hook and (hook.state == terms.OFF or hook.format in terms.PEOPLE_FORMATS)
@@ -572,7 +578,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        # A message for people also contained events whose deliveries were not deleted.
+        # If the leased delivery was deleted, a message for people still contains other events.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
         if hook and leased.hook_id and is_current:
             if leased.leased_at:
@@ -604,10 +610,10 @@ def _settle_message(leased: Leased, state: str) -> None:
             ids = connection.scalars(others).all()
             these = update(Delivery).where(Delivery.id.in_(ids), is_pending, ~is_lost)
             changed = connection.execute(these.values(state=state, next_attempt_at=None))
-        # Fewer rows than `ids` have changed if some were deleted in between.
+        # No row changes if the lease is lost.
         has_more = len(ids) == BATCH and changed.rowcount > 0
         if has_more:
-            # A pause, so that other writers wait for at most one batch.
+            # Pause, so that other writers wait for at most one batch.
             time.sleep(time.monotonic() - began)
 
 
@@ -627,7 +633,7 @@ def _schedule_message(connection: Connection, hook_id: str, delay: float | None)
 def _record_outcome_of_hook(
     connection: Connection, hook_id: str, state: str, outcome: Outcome
 ) -> None:
-    """Record whether a hook works; turn it off after a 410 or MAX_LOST failures in a row."""
+    """Store the outcome for a hook; turn it off after a 410 or MAX_LOST failures in a row."""
     this = update(Hook).where(Hook.id == hook_id)
     if state == terms.DELIVERED:
         connection.execute(this.values(_NO_FAILURES | {"last_delivered_at": database_now()}))
@@ -643,11 +649,12 @@ def _record_outcome_of_hook(
         set_hook_state(connection, hook_id, terms.OFF, outcome.message)
 
 
-# These use the index of leases, which are few, while a hook may have very many pending deliveries.
+# These conditions use the index of leases, since a hook may have very many pending deliveries, but
+# few leases.
 leased_hook_id = case((Delivery.leased_until.is_not(None), Delivery.hook_id))
 has_lease = Delivery.leased_until > clock.EARLIEST
-# When a hook for people can receive a message. A running attempt sets this time again when it ends,
-# unless its process dies.
+# The time when a hook for people can receive the next message. A running attempt sets this time
+# again when it ends, unless its process dies.
 _end_of_lease = (
     select(func.max(Delivery.leased_until))
     .where(leased_hook_id == Hook.id, has_lease, ~is_unleased)
@@ -659,10 +666,11 @@ _next_message_at = func.coalesce(_end_of_lease, after_pause)
 def set_hook_state(
     connection: Connection, hook_id: str, state: str, reason: str | None = None
 ) -> None:
-    """Turn a hook on or off; its deliveries become due (for people after the pause) or wait.
+    """Turn a hook on or off.
 
-    This does not change the deliveries, of which very many may be pending; `_restart` and `expire`
-    change them in batches.
+    When the hook is on, its deliveries become due (for people, after the pause); when it is off,
+    they wait. The deliveries are not changed here, since very many may be pending: `_restart` and
+    `expire` change them in batches.
     """
     values: dict[str, Any] = {"state": state, "reason": reason, **_NO_FAILURES}
     if state == terms.ACTIVE:
@@ -679,18 +687,19 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
         return terms.DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
         return terms.FAILED, None
-    # The random factor spreads attempts, so that a receiver is not flooded after an outage.
+    # The random factor spreads the attempts, so that a receiver is not flooded after an outage.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # The next attempt happens neither before `Retry-After` nor before the schedule: a receiver that
-    # always requests 1 s must not use up all attempts within seconds.
+    # Wait for the longer of `Retry-After` and the schedule's delay: a receiver that always requests
+    # 1 s must not use up all attempts within seconds.
     return terms.PENDING, max(delay, outcome.retry_after or 0)
 
 
 def expire() -> bool:
-    """End the expired deliveries in a batch that is due, for people or of a hook that is off.
+    """End expired deliveries in a batch of one hook, which is for people or is off.
 
-    The other deliveries of the batch become due when they expire. If attempts of a hook for people
-    failed, its expired deliveries count as failed. Returns whether more may be due.
+    The other deliveries of the batch become due when they expire. Expired deliveries count as
+    failed if at least MAX_LOST attempts of an active hook failed; otherwise, they are cancelled.
+    Returns whether more may be due.
     """
     waits = (Hook.state == terms.OFF) | _is_for_people
     of_hook = exists().where(Delivery.hook_id == Hook.id, is_due)
@@ -698,14 +707,14 @@ def expire() -> bool:
     if first is None:
         return False
     with transaction() as connection:
-        # The hook may have been turned on.
+        # The hook may have been turned on in the meantime.
         this = select(Hook.__table__).where(Hook.id == first.id, waits)
         hook = connection.execute(this.with_for_update(key_share=True)).first()
         if hook is None:
             return True
         expires_at: Any = a_day_after(Delivery.created_at)
         if hook.format not in terms.PEOPLE_FORMATS:
-            # If the clock was set back, `quiet_until` is too far in the future.
+            # If the clock was set back, `quiet_until` can be too far in the future.
             until = min(hook.quiet_until or clock.EARLIEST, clock.now(DAY_SECONDS))
             expires_at = literal(until, Timestamp())
         which = select(Delivery.id, (expires_at <= database_now()).label("has_expired"))
@@ -716,7 +725,7 @@ def expire() -> bool:
         connection.execute(
             waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
         )
-        # If nothing was attempted, this service was unavailable rather than the receiver.
+        # After fewer attempts, this service was probably unavailable rather than the receiver.
         is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
         these = update(Delivery).where(Delivery.id.in_(expired))
@@ -745,7 +754,7 @@ def redeliver(caller: Caller, task_id: str) -> Any:
 
 
 def redeliver_any(delivery_id: str) -> None:
-    """Redeliver a delivery of any user, by the ID of the delivery. Raises 404 and 409."""
+    """Make a delivery of any user due now, with a new schedule. Raises 404 and 409."""
     with transaction() as connection:
         of_delivery = select(Delivery.task_id).where(Delivery.id == delivery_id, is_of_callback)
         task_id = connection.scalar(of_delivery)
@@ -794,7 +803,7 @@ def make_due(connection: Connection, delivery_id: str) -> None:
 
 
 def make_message_due(connection: Connection, hook_id: str, delivery: AnyRow) -> None:
-    """Send people the message again after the pause. Raises 409 while a message is being sent."""
+    """Send a message again after the hook's pause. Raises 409 while a message is being sent."""
     is_leased = has_lease & ~is_unleased
     if connection.scalar(select(exists().where(leased_hook_id == hook_id, is_leased))):
         raise _under_way()

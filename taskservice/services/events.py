@@ -1,7 +1,7 @@
 """Records events, with their deliveries to hooks, in the transactions that cause them."""
 
-# A transaction about several agents changes all their rows before it records events, so that two
-# transactions cannot wait for each other.
+# A transaction that concerns several agents changes the rows of all of them before it records
+# events; otherwise, two transactions could deadlock.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -45,14 +45,14 @@ from taskservice.webhooks.circuit_breaker import host_of
 
 KEPT_SECONDS = 7 * 86_400.0
 DAY_SECONDS = 86_400.0  # people are not notified of events that are older than this
-BATCH = 200  # how many events, and deliveries of events, one transaction deletes
+BATCH = 200  # the maximum number of events, and of deliveries, that one transaction deletes
 
 this_agent = (Agent.user_id == bindparam("of_user_id"), Agent.id == bindparam("of_agent_id"))
 _STATE = Statement[AgentRow](
     select(Agent.state, Agent.state_since, Agent.failures, Agent.told_hooks).where(*this_agent)
 )
-# On PostgreSQL, completions of an agent share a lock, and a failure holds it exclusively: otherwise
-# a completion would not see a failure that is not committed yet.
+# On PostgreSQL, a task that completes takes a shared lock on its agent, and a task that fails takes
+# an exclusive lock; otherwise, a completion would not see a failure that is not committed yet.
 _agent_hash = func.hashtextextended(bindparam("agent"), 0)
 _END_LOCKS = {
     terms.COMPLETE: Statement[Any](select(func.pg_advisory_xact_lock_shared(_agent_hash))),
@@ -82,7 +82,7 @@ MUTED = Statement[AgentRow](
     )
 )
 _STREAM = Statement[AnyRow](
-    # The row is locked, so that no hook is deleted before its deliveries are stored.
+    # Lock the row, so that no hook is deleted before its deliveries are stored.
     select(EventStream.position)
     .where(EventStream.user_id == bindparam("user_id"))
     .with_for_update()
@@ -91,8 +91,8 @@ _STREAM = Statement[AnyRow](
 
 @cache
 def _hooks(names: tuple[str, ...]) -> Statement[HookRow]:
-    """Selects the hooks of a user that are notified of events with one of these names."""
-    # The query tests the names, since most hooks are not notified of any of these events.
+    """Selects the hooks of a user that are notified of events with at least one of these names."""
+    # Filter by name in the query, since most hooks are not notified of any of these events.
     is_told = (position_in_text(Hook.events, literal(f'"{name}"', Text())) > 0 for name in names)
     return Statement(
         select(Hook.__table__).where(
@@ -117,16 +117,16 @@ _ENQUEUE = Statement[None](
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
-# A hook for people receives at most one message in this time.
+# A hook for people receives at most one message in PAUSE_SECONDS.
 PAUSE_SECONDS = 30.0
 # The present time, or the end of a hook's pause. A pause that ends too far in the future is
 # ignored: it began before the clock was set back, or when the hook was for programs. PostgreSQL
 # rounds the time; therefore a second is added.
 _has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
 after_pause = case((_has_pause, Hook.quiet_until), else_=database_now())
-# Schedules the next message of a hook for people, unless it is scheduled. The UPDATE locks the row
-# even if the time stays the same: otherwise a transaction that has just sent all events could unset
-# the time.
+# Schedules the next message of a hook for people, unless it is already scheduled. The UPDATE locks
+# the row even if the time stays the same; otherwise, a transaction that has just sent all events
+# could unset the time.
 _SCHEDULE_MESSAGE = Statement[None](
     update(Hook)
     .where(Hook.id == bindparam("this_hook_id"))
@@ -189,7 +189,7 @@ class NewEvent(NamedTuple):
 
 
 def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None:
-    """Let transactions that end tasks change an agent in the order of `finishedAt`.
+    """Lock the agents of tasks that end, so that agents change in the order of `finishedAt`.
 
     Call this before the transaction reads the time for `finishedAt`.
     """
@@ -199,9 +199,10 @@ def lock_ends(connection: Connection, tasks: Iterable[Any], status: str) -> None
 
 
 def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = False) -> None:
-    """Record that tasks ended, and the new states of their agents; `is_late` for a late report.
+    """Record that tasks ended, and the new states of their agents.
 
-    The row of a task that was hanging still contains `hanging_since` and `hanging_reason`.
+    `is_late` is true for a late report. `tasks` must contain the values of `hanging_since` and
+    `hanging_reason` from before the end.
     """
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
     ends = [event for task in ordered for event in _ends(connection, task, is_late)]
@@ -210,7 +211,7 @@ def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = Fa
 
 
 def recovery(task: Any, at: str) -> NewEvent:
-    """The event for a task that no longer hangs; its row still contains `hanging_since`."""
+    """The event for a task that no longer hangs; `task` still contains its `hanging_since`."""
     since, reason = task.hanging_since, task.hanging_reason
     details = {"hangingSince": since, "reason": reason}
     # The clock may have been set back.
@@ -240,7 +241,7 @@ def _ends(connection: Connection, task: Any, is_late: bool) -> list[NewEvent]:
 
 
 def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
-    """Record the events that a hook of their user is notified of."""
+    """Record the events of which at least one hook of the user is notified."""
     of_user = attrgetter("user_id")
     for user_id, events_of_user in groupby(sorted(events, key=of_user), of_user):
         if not has_stream(connection, user_id):
@@ -254,14 +255,14 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
 
 
 def has_stream(connection: Connection, user_id: str) -> bool:
-    """Whether the user has, or had, a hook; if so, other transactions cannot record events now."""
+    """Whether the user has, or had, a hook. If so, locks the user's events for the transaction."""
     return _STREAM.one_or_none(connection, user_id=user_id) is not None
 
 
 def _with_hooks(
     connection: Connection, events: Sequence[NewEvent], hooks: Sequence[HookRow]
 ) -> list[tuple[NewEvent, list[HookRow]]]:
-    """The events of one user that hooks are notified of, each with these hooks."""
+    """The events of which at least one hook is notified, each with its hooks."""
     with_hooks = []
     muted: set[str] | None = None
     told: dict[str, list[str]] = {}
@@ -316,7 +317,7 @@ def _enqueue_for_hook(
         callback_url=hook.target,
         host=host_of(hook.target),
         created_at=event.at,
-        # For people this is the expiry.
+        # The `next_attempt_at` of a delivery to people is its expiry.
         seconds=DAY_SECONDS if is_for_people else 0.0,
     )
 
@@ -324,14 +325,17 @@ def _enqueue_for_hook(
 def lock_stream(connection: Connection, user_id: str) -> None:
     """Prevent other transactions from recording events of the user.
 
-    Events of a user are recorded only after the first call for this user.
+    No events of the user are recorded before the first call.
     """
     if _STREAM.one_or_none(connection, user_id=user_id) is None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})
 
 
 def _concerns(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
-    """Whether a hook is notified of an event; `told_hooks` were notified that the agent broke."""
+    """Whether a hook is notified of an event.
+
+    `told_hooks` contains the IDs of the hooks that were notified that the agent broke.
+    """
     key, _, value = (hook.label or "").partition(":")
     return (
         f'"{event.kind.name}"' in hook.events
@@ -366,7 +370,7 @@ def prune(now: str) -> bool:
     ids = [row.id for row in read_all(old)]
     if not ids:
         return False
-    # An event has a delivery for each hook that it notified.
+    # Delete deliveries in batches too, since an event has a delivery for each notified hook.
     is_told = (Delivery.event_id.in_(ids), Delivery.hook_id.is_not(None))
     with transaction() as connection:
         told = connection.scalars(select(Delivery.id).where(*is_told).limit(BATCH)).all()

@@ -23,9 +23,9 @@ from taskservice.services import events
 from taskservice.services.events import NewEvent, this_agent
 from taskservice.terms import RUNNING
 
-BATCH = 50  # agents in one transaction
+BATCH = 50  # the maximum number of agents in one transaction
 
-# The row is locked, so that only one of several simultaneous starts ends the lateness.
+# Lock the row, so that only one of several tasks that start at the same time ends the lateness.
 _EXPECTED = Statement[AnyRow](
     select(Agent.expect, Agent.due_at, Agent.late_at, Agent.late_since)
     .where(*this_agent, Agent.expect.is_not(None))
@@ -79,8 +79,8 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
     except CronSimError as error:
         reason = f"Not a cron expression of five fields: {error}."
         raise invalid({"expect": {"cron": [reason]}}) from None
-    # If clocks repeat an hour in autumn and `since` is in the second pass of this hour, CronSim
-    # starts with times of the first pass.
+    # If clocks are set back in autumn and `since` is in the second pass of the repeated hour,
+    # CronSim starts with times of the first pass.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
     times = [clock.rfc3339(tick) for tick in islice(later, count)]
     if not times:
@@ -90,7 +90,7 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
 
 @cache
 def _time_zones() -> frozenset[str]:
-    """The names of all time zones, the same on each machine."""
+    """The names of all time zones, from the package tzdata: the same on each machine."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
 
 
@@ -110,13 +110,13 @@ def run_started(connection: Connection, task: TaskRow) -> None:
 
 
 def correct_future_times(now: str) -> None:
-    """Expect runs from now on if the latest run, or the last change of `expect`, is in the future.
+    """Schedule the next expected run from `now` if it was computed from a time in the future.
 
     This happens if the clock was set back.
     """
     for agent in read_all(_NEXT, now=now):
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
-        # After a run in the past, the next run is due at this time or earlier.
+        # A run that is due later than this was computed from a time after `now`.
         if agent.due_at > str(from_now["due_at"]):
             ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:

@@ -17,7 +17,7 @@ from taskservice.schemas.tasks import DELIVERY_COLUMNS
 from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS
 from taskservice.services import deliveries, logs, questions, tasks
 
-TASKS_PER_READ = 1_000  # the IDs that one statement reads; the tasks are then read one by one
+TASKS_PER_READ = 1_000  # the number of IDs per statement; the tasks are then read one by one
 _of_task = bindparam("task_id", type_=Identifier)
 _TASK = Statement[Any](
     tasks.tasks_with_log_id.add_columns(
@@ -43,7 +43,7 @@ _HOOKS: AnySelect = (
 
 
 def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
-    """The lines of all users, or of one user, with their agents, hooks and tasks.
+    """The lines of an export: all users, or one user, with their agents, hooks and tasks.
 
     With `since`, only tasks that were updated at or after this time are included. Tasks are in the
     order of their IDs, each with its questions, deliveries and log. The export is not a snapshot:
@@ -84,7 +84,7 @@ def _new_agents(of_users: AnySelect, written: set[tuple[str, str]]) -> Iterator[
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
-    """The lines of a task, which are repeated if its log was dropped in between.
+    """The lines of a task, which are repeated if its log is dropped while they are read.
 
     Returns the number of exported tasks, which is 0 if the task was deleted.
     """
@@ -127,7 +127,7 @@ def _questions_and_deliveries(task_id: str, of_task: Sequence[Any]) -> Iterator[
 def _log_lines(row: TaskRow) -> Iterator[bytes]:
     for page in logs.pages(row):
         for chunk in page.chunks:
-            # One line of the export contains the lines that arrived in one chunk.
+            # A line of the export contains the log lines of one chunk.
             after = max(page.after, chunk.last - chunk.count)
             part = page._replace(chunks=[chunk], after=after)
             times = part.times()

@@ -18,7 +18,7 @@ from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import agents, events
 from taskservice.services.events import NewEvent
 
-BATCH = 50  # tasks in one transaction
+BATCH = 50  # the maximum number of tasks in one transaction
 SILENT_SECONDS = 600.0
 TIMES_AS_LONG = 3  # a silent task hangs after this multiple of its agent's usual duration
 # The longest time between two checks of a task, since its agent's usual duration may change.
@@ -121,7 +121,7 @@ def _length(seconds: int) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Set times of claimed and hanging tasks that are after `ahead` to now."""
+    """Set times that are after `ahead` to `now`, in claimed and hanging tasks."""
     latest = clock.moved(ahead, MAX_WAIT_SECONDS)
     times = (Task.claimed_at, Task.updated_at, Task.hanging_since, Task.hang_check_at)
     values = {time: case((time > ahead, literal(now, Timestamp())), else_=time) for time in times}

@@ -26,8 +26,8 @@ from taskservice.webhooks import hook_targets, messages
 from taskservice.webhooks.destinations import check_url, mail_address, read_url
 from taskservice.webhooks.outcome import Outcome
 
-MAX_LISTED = 100  # the newest deliveries, in a response
-MAX_SHOWN = 20  # the newest deliveries, on a page
+MAX_LISTED = 100  # the maximum number of deliveries in a response
+MAX_SHOWN = 20  # the maximum number of deliveries on a page
 # Limits how often a user can send a test, in total and to one address. Otherwise the outcomes of
 # tests could be used to scan a network, and emails could flood a mailbox.
 MAX_TESTS = 10
@@ -96,7 +96,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
     new |= _stored({**defaults, **fields, "state": terms.ACTIVE})
     _check(new)
     with transaction() as connection:
-        # No other transaction creates a hook of this user at the same time.
+        # Prevent other transactions from creating hooks of this user at the same time.
         events.lock_stream(connection, caller.user_id)
         if connection.scalar(select(Hook.id).where(_THIS), {"hook_id": new_id}):
             return None
@@ -120,7 +120,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         changed = _locked(connection, caller, hook_id)
         is_moved = (changed.target, changed.format) != (before.target, before.format)
-        # The failures so far were at the previous address.
+        # Reset the failures, which were at the previous address.
         if changed.state != before.state or (is_moved and changed.state == terms.ACTIVE):
             deliveries.set_hook_state(connection, hook_id, changed.state)
             changed = _locked(connection, caller, hook_id)
@@ -171,7 +171,8 @@ def _check(hook: dict[str, Any]) -> None:
         detail = "This service sends no email: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})
     if hook["answer_links"] and not config["PUBLIC_URL"]:
-        raise invalid({"answerLinks": ["This service does not know its own PUBLIC_URL."]})
+        detail = "This service sends no answer links: its PUBLIC_URL is not set."
+        raise invalid({"answerLinks": [detail]})
 
 
 def delete(caller: Caller, hook_id: str) -> HookRow:
@@ -180,20 +181,20 @@ def delete(caller: Caller, hook_id: str) -> HookRow:
     `remove_deleted` removes the rows later, since there may be very many.
     """
     with transaction() as connection:
-        # No other transaction stores a delivery of this hook at the same time.
+        # Prevent other transactions from storing deliveries of this hook at the same time.
         events.lock_stream(connection, caller.user_id)
         hook = _locked(connection, caller, hook_id)
         gone = {"deleted_at": clock.now(), "reason": None, "next_attempt_at": None}
         this = update(Hook).where(Hook.id == hook_id)
         connection.execute(this.values(state=terms.OFF, **gone))
-        # Deliveries that are about to be sent are no longer sent.
+        # Delete leased deliveries now, so that they are no longer sent.
         leased = (deliveries.leased_hook_id == hook_id, deliveries.has_lease)
         connection.execute(delete_from(Delivery).where(*leased))
     return hook
 
 
 def remove_deleted() -> bool:
-    """Remove a batch of deliveries of a deleted hook, or finally the hook.
+    """Remove a batch of deliveries of a deleted hook, or the hook if it has none left.
 
     Returns whether more may remain.
     """
@@ -245,7 +246,7 @@ def _count_test(hook: HookRow) -> None:
         .order_by(HookTest.at)
     )
     with transaction() as connection:
-        # No other transaction counts a test of this user at the same time.
+        # Prevent other transactions from counting tests of this user at the same time.
         events.lock_stream(connection, hook.user_id)
         # A test whose time is in the future was sent before the clock was set back.
         is_recent = HookTest.at.between(clock.moved(now, -MINUTE_SECONDS), now)
@@ -257,7 +258,7 @@ def _count_test(hook: HookRow) -> None:
         for test in tests:
             is_same = hook.id == test.hook_id or hook.target == test.target
             if is_same and test.at > clock.moved(now, -TEST_SECONDS):
-                sent = f"A test was sent there less than {TEST_SECONDS:.0f} s ago"
+                sent = f"A test was sent to this address less than {TEST_SECONDS:.0f} s ago"
                 raise _too_many_tests(sent, test.at, TEST_SECONDS, now)
         new = {"id": clock.new_id(), "user_id": hook.user_id, "hook_id": hook.id, "at": now}
         connection.execute(insert(HookTest), new)

@@ -46,7 +46,7 @@ _OWNERS = {
     for model in (Hook, Task)
 }
 _parent = aliased(Task)
-# For each column that refers to tasks: clears references to tasks that the user does not have.
+# Clear references to tasks that the user does not have, one statement for each column.
 _CLEAR_MISSING = tuple(
     update(Task)
     .where(
@@ -56,7 +56,7 @@ _CLEAR_MISSING = tuple(
     .values({column: None})
     for column in (Task.parent_id, Task.rerun_of)
 )
-# Sets the state of an agent according to its finished tasks, without the cancelled tasks.
+# Sets the state of an agent according to its finished tasks, except cancelled tasks.
 _SET_STATE = text("""
     WITH ended AS (
         SELECT id, finished_at, CASE WHEN error_type IS NULL THEN 'ok' ELSE 'broken' END AS state
@@ -137,11 +137,11 @@ class _Importer:
         self._connection = connection
         self.imported = ImportResult()
         self.number = 0  # the number of the line that is being added, or is invalid
-        self.changed_agents: set[tuple[str, str]] = set()  # user and ID of agents with new tasks
+        self.changed_agents: set[tuple[str, str]] = set()  # (user ID, agent ID)
         self.is_complete = False  # whether the last line was an `end` line
-        self._users: dict[str, str] = {}  # IDs of users in the file -> in the database
-        self._agents: set[tuple[str, str]] = set()  # user and ID
-        self._count = 0  # the tasks of the file so far
+        self._users: dict[str, str] = {}  # ID in the file -> ID in the database
+        self._agents: set[tuple[str, str]] = set()  # (user ID, agent ID)
+        self._count = 0  # the number of tasks in the file so far
         self._task: _FileTask | None = None  # the task to which the next lines can belong
 
     def add(self, line: bytes) -> None:
@@ -174,7 +174,7 @@ class _Importer:
         user_id = self._users[fields["id"]] = known_id or fields["id"]
         if known_id is None:
             self._insert(User, export_lines.user_rows.stored(fields))
-            # An export contains no secrets.
+            # A new user needs a secret, since an export contains no secrets.
             insert_secret(self._connection, user_id, clock.now())
             self.imported.users.append(fields["name"])
         for hook in fields["hooks"]:
@@ -288,7 +288,7 @@ class _Importer:
                 self._insert(LogChunk, values | lines)
 
     def _add_void(self, fields: dict[str, Any], task: _FileTask) -> None:
-        """Remove the preceding task, which was deleted, or is exported again in the next lines."""
+        """Remove the preceding task: it was deleted, or the next lines export it again."""
         self._count -= 1
         self._task = None
         if task.is_new:

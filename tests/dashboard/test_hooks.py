@@ -298,7 +298,7 @@ def test_test_says_in_a_sentence_what_happened(
         assert f"The test {sentence} The receiver responded with {status}" in text
     assert window.send(path, f"{path}/test").location == path
     text = text_of(window, path)
-    assert "No test was sent. A test was sent there less than 10 s ago; the next test is" in text
+    assert "No test was sent. A test was sent to this address less than 10 s ago; the next" in text
     assert len(receiver.requests) == 2
     assert "A test does not appear here" in text
 
