@@ -192,7 +192,7 @@ def send(
 
     webhook = (message.url, message.headers_now(), message.body)
     outcome = transport.post_once(*webhook, allowed=config["CALLBACK_ALLOWED"], **attempt)
-    # A response can repeat the message, as that of ntfy does, and answer links must not be stored.
+    # Answer links must not be stored, but a response (of ntfy, for example) can repeat the message.
     is_secret = hook is not None and hook.answer_links
     return outcome._replace(answer=None) if is_secret else outcome
 

@@ -181,7 +181,7 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 def missing_worker(agent: AgentRow) -> str | None:
     """A message if no worker would run a new task of this agent; otherwise None."""
     now = database_time()
-    # The claims of a worker that has just started may not be stored yet.
+    # The latest claims of workers are in memory, and are stored with a delay.
     seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
     is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):

@@ -237,7 +237,7 @@ class _Due(NamedTuple):
 
 
 def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[_Due]:
-    """The deliveries to send next, in this order: at most `limit` of each user, and due messages."""
+    """The next deliveries to send, in order: at most `limit` of each user, and due messages."""
     ranked: list[tuple[int, str, _Due]] = []
     for user in connection.execute(_USERS).all():
         values = {"of_user_id": user.id, "now": user.now, "limit": limit}
