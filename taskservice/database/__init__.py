@@ -1,1 +1,1 @@
-"""The database: engines, tables, migrations, and how writers take turns."""
+"""The database: engines, tables, migrations, and the queue of writers."""

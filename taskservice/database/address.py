@@ -1,4 +1,4 @@
-"""Parses the address of the database, and shows it without its secrets."""
+"""Parses the database URL, and formats it without secrets for messages."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from taskservice.installation import install_command
 
 
 def parse(text: str) -> URL:
-    """The address in the text of a URL; raises ValueError with the expected form."""
+    """Parse a database URL; raises ValueError with the expected form."""
     scheme, separator, rest = text.partition("://")
     if separator and scheme in ("postgresql", "postgresql+psycopg"):
         return _postgresql(f"postgresql://{rest}")
@@ -27,11 +27,11 @@ def sqlite_file(address: URL) -> Path | None:
 
 
 def shown(address: URL) -> str:
-    """The address for messages, without its password and parameters, which may be secret."""
+    """The address for messages, without password and parameters, which may contain secrets."""
     if address.get_backend_name() == "sqlite":
         return address.database or ""
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
-    # An IPv6 address gets brackets; in the directory of a socket, each / is escaped.
+    # Enclose an IPv6 address in brackets, and escape each / in the path of a socket directory.
     hosts = [f"[{name}]" if ":" in name else _quoted(name) for name in str(host or "").split(",")]
     pairs = zip_longest(hosts, str(port or "").split(","), fillvalue="")
     shown_hosts = ",".join(host + (port and f":{port}") for host, port in pairs)
@@ -49,7 +49,7 @@ def _sqlite(path: str) -> URL:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     if "\0" in name:
         raise ValueError("must not have %00 in its path")
-    # Built from parts, since a ? or % in the path would need an escape in the text of a URL.
+    # The URL is built from its parts, so that a ? or % in the path needs no escape.
     return URL.create("sqlite", database=name)
 
 
@@ -97,7 +97,7 @@ def _read_by_libpq(text: str) -> dict[str, str]:
 
 
 def check_host(name: str) -> None:
-    """Raises ValueError for a host name that cannot be encoded for DNS or is too long."""
+    """Raise ValueError if a host name cannot be encoded for DNS or is too long."""
     try:
         name.encode("idna")
     except UnicodeError:

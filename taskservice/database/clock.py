@@ -1,4 +1,4 @@
-"""Times in the format of the API, and IDs that sort by the time of their creation."""
+"""Times in the format of the API, and IDs that sort by creation time."""
 
 import secrets
 import threading
@@ -17,7 +17,7 @@ _last_id = 0
 
 
 def now(offset: float = 0.0) -> str:
-    """The time `offset` seconds from now, in RFC 3339, in UTC with milliseconds and `Z`."""
+    """The time `offset` seconds from now as RFC 3339 text in UTC, with milliseconds and `Z`."""
     return from_milliseconds(time.time_ns() // 1_000_000 + round(offset * 1000))
 
 
@@ -27,7 +27,7 @@ def moved(text: str, seconds: float) -> str:
 
 
 def milliseconds(text: str) -> int:
-    """The milliseconds from 1970 to the time `text`."""
+    """The time `text` in milliseconds since 1970."""
     return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
@@ -52,7 +52,7 @@ def rfc3339(aware: datetime) -> str:
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562, 6.2, method 2); each ID of a process exceeds the last."""
+    """A UUIDv7 (RFC 9562, section 6.2, method 2), greater than all earlier ones of this process."""
     global _last_id
     number = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:
@@ -65,22 +65,22 @@ def new_id() -> str:
 
 
 def hyphenated(digits: str) -> str:
-    """The 32 digits of a UUID with hyphens."""
+    """The usual form of a UUID, from its 32 hexadecimal digits."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-# The times of lines. They are stored in two columns, which take a few bytes for each append rather
-# than for each line. An entry contains the index of a line and a time in milliseconds since 1970,
-# which applies to this line and to the lines after it, up to the next entry.
+# The times of log lines. Each entry is the index of a line and a time in milliseconds since 1970,
+# which applies to all lines from this index up to the next entry. In the database, the times take a
+# few bytes for each append rather than for each line.
 Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 def encode(of_lines: Times) -> tuple[int, str | None]:
-    """The time of the first entry, which is for line 0, and a text with the differences.
+    """The time of line 0 in milliseconds since 1970, and a text with the changes after it.
 
-    The text contains `index:milliseconds` for each line whose time differs from the previous line:
-    the index of the line, and the difference to the first time. It is None if all lines have the
-    same time.
+    The text contains `index:milliseconds`, separated by commas, for each line whose time differs
+    from the time of the previous line. These milliseconds are the difference from the time of line
+    0. The text is None if all lines have the same time.
     """
     first = before = of_lines[0][1]
     changes = []
@@ -92,7 +92,7 @@ def encode(of_lines: Times) -> tuple[int, str | None]:
 
 
 def decode(at: int, times: str | None, count: int) -> list[int]:
-    """The times of `count` lines that `encode` wrote."""
+    """The times of `count` lines in milliseconds since 1970, from the results of `encode`."""
     if times is None:
         return [at] * count
     decoded: list[int] = []

@@ -1,4 +1,4 @@
-"""Connections that remain checked out of their pool between two uses, and compiled statements."""
+"""Connections that remain checked out of the pool between uses, and precompiled statements."""
 
 from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class KeptConnections:
-    """Connections of an engine, of which up to `max_kept` remain checked out for the next uses.
+    """Connections of an engine; up to `max_kept` unused ones remain checked out of its pool.
 
-    Checking a connection out of the engine's pool and in again takes 40 µs, which is more than
-    reading a task takes. `is_usable` checks the driver's connection before each use; its errors are
-    raised.
+    To check a connection out of the pool and back in takes 40 µs, which is longer than a read of a
+    task. `is_usable` checks the driver's connection before each use; the caller receives its
+    errors.
     """
 
     def __init__(self, engine: Engine, is_usable: Callable[[Any], bool], max_kept: int) -> None:
@@ -39,7 +39,7 @@ class KeptConnections:
         self.release(connection)
 
     def acquire(self) -> Connection:
-        """A connection for one thread; raises OperationalError and TimeoutError."""
+        """Check out a connection for one thread; raises OperationalError and TimeoutError."""
         while connection := self._pop():
             is_usable = False
             try:
@@ -53,7 +53,7 @@ class KeptConnections:
         return self.engine.connect()
 
     def release(self, connection: Connection) -> None:
-        """Store a connection for the next use, or close it if it is broken or not needed."""
+        """Retain a connection for the next use, or close it if it is broken or not needed."""
         if connection.in_transaction():
             connection.rollback()
         if connection.invalidated or len(self._kept) >= self._max_kept:
@@ -62,13 +62,13 @@ class KeptConnections:
             self._kept.append(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection; if it was lost, close unused connections too, as probably lost."""
+        """Close a connection; if it was lost, also close unused ones, which are probably lost."""
         if connection.invalidated:
             self.forget()
         connection.close()
 
     def forget(self) -> None:
-        """Close all unused connections, for example when the server is probably lost."""
+        """Close all unused connections, for example after another connection was lost."""
         while connection := self._pop():
             connection.invalidate()
             connection.close()
@@ -84,13 +84,13 @@ R = TypeVar("R")
 
 
 class Statement(Generic[R]):
-    """An SQLAlchemy statement for the hot paths; `values` are its bind parameters.
+    """An SQLAlchemy statement that is compiled once; `values` are its bind parameters.
 
-    `Connection.execute` takes 25 µs longer, since each call computes the key of the compiled
-    statement, and creates a context, a result and its rows. The rows of this class are named
-    tuples. Errors are SQLAlchemy errors, and listeners of the event `before_cursor_execute` are
-    called. `columns` are the columns that an INSERT sets, in addition to the values in its clause;
-    their parameters have the same names.
+    `Connection.execute` takes 25 µs longer, since each call computes the cache key of the
+    statement, and creates a context, a result and its rows. This class returns rows as named
+    tuples. Like `Connection.execute`, it raises SQLAlchemy's errors and calls the listeners of the
+    event `before_cursor_execute`. `columns` names further columns that an INSERT sets, from
+    parameters with the same names.
     """
 
     def __init__(self, clause: Any, columns: Collection[str] | None = None) -> None:
@@ -102,11 +102,11 @@ class Statement(Generic[R]):
         return plan.rows(execute(connection, plan.sql, plan.arguments(values)))
 
     def one_or_none(self, connection: Connection, **values: Any) -> R | None:
-        """The row, or None, of a statement that returns at most one row."""
+        """The first row, or None if the statement returns no rows."""
         return next(iter(self.all(connection, **values)), None)
 
     def scalar(self, connection: Connection, **values: Any) -> Any:
-        """The first column of the row, or None, of a statement that returns at most one row."""
+        """The first column of the first row, or None if the statement returns no rows."""
         row: Any = self.one_or_none(connection, **values)
         return None if row is None else row[0]
 
@@ -124,7 +124,7 @@ class Statement(Generic[R]):
 
 
 class _Plan:
-    """A statement compiled for one kind of database: its SQL, parameters, and rows."""
+    """A statement compiled for one kind of database, with conversions of parameters and rows."""
 
     def __init__(self, clause: Any, inserted: Collection[str] | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
@@ -137,7 +137,8 @@ class _Plan:
         )
         columns = clause.exported_columns
         row_type: Any = namedtuple("Row", columns.keys(), rename=True)  # type: ignore[misc]
-        # Equivalent to the named tuple's `_make`, without a Python call for each row.
+        # This does the same as the named tuple's `_make`, but calls no Python function for each
+        # row.
         self._make = partial(tuple.__new__, row_type)
         self._from_database = _converters(
             (place, column.type.dialect_impl(dialect).result_processor(dialect, None))
@@ -162,7 +163,7 @@ class _Plan:
 
 
 def _converters(processors: Any) -> list[tuple[Any, Callable[[Any], Any]]]:
-    """Each column with SQLAlchemy's function that converts its values, if there is a function."""
+    """The columns whose values SQLAlchemy converts, each with its conversion function."""
     return [(column, convert) for column, convert in processors if convert is not None]
 
 
@@ -200,7 +201,7 @@ def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
 
 
 def redact_details(error: BaseException, failure: BaseException) -> None:
-    """Reduce a PostgreSQL error to its first message, since its details quote whole rows."""
+    """Reduce a PostgreSQL error to its primary message, since its details can quote whole rows."""
     diagnosis = getattr(error, "diag", None)
     if diagnosis is not None and diagnosis.message_primary:
         text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"

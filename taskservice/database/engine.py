@@ -17,8 +17,8 @@ from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
 try:
-    # The extra `sqlite` installs a newer SQLite than Python's. A process must not open a file with
-    # both, since closing the file in one of the libraries drops the locks of the other library.
+    # The extra `sqlite` installs a newer SQLite than the one in Python. A process must not open a
+    # database with both: when one library closes the file, the locks of the other are released.
     import pysqlite3 as _sqlite3
 except ModuleNotFoundError:
     import sqlite3 as _sqlite3
@@ -28,13 +28,12 @@ sqlite3 = _sqlite3
 
 # A request that waits longer than this for the write lock fails with 503.
 BUSY_SECONDS = 5.0
-# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS. The statements of the
-# service are much faster.
+# The time limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS.
 STATEMENT_FACTOR = 2
-# The isolation level is explicit, since SERIALIZABLE, which may be the database's default, would
-# make most concurrent writes fail. A commit waits for the disk, even if this is not the database's
-# default. All settings end with the transaction: behind a pooler, the next transaction on the
-# connection can belong to another client.
+# The isolation level is explicit: if the database's default is SERIALIZABLE, most concurrent writes
+# would otherwise fail. A commit waits for the disk, even if the default of the database is
+# `synchronous_commit = off`. The settings apply only to this transaction: behind a connection
+# pooler, the next transaction on the connection can belong to another client.
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; "
     "SELECT set_config('lock_timeout', '{}', true), "
@@ -53,27 +52,27 @@ class Database(NamedTuple):
 
 
 def init_app(app: Flask, url: str | URL, threads: int) -> None:
-    """Provide the `Database` of `app`, with up to `threads` connections in use at once."""
+    """Set up the `Database` of `app`, for up to `threads` threads that use it at once."""
     address = make_url(url)
     is_sqlite = address.get_backend_name() == "sqlite"
     options: dict[str, Any] = {
         **engine_arguments(address),
-        # The log of a failed statement must not contain the values that it would have written.
+        # Log messages about a failed statement must not contain its values.
         "hide_parameters": True,
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # Most uses take a connection that remains checked out of the pool, without a ping, which
-        # would be too slow.
+        # The pool's pings are rare, since most uses take a connection that remains checked out of
+        # the pool.
         "pool_pre_ping": not is_sqlite,
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     app.config["SQLALCHEMY_DATABASE_URI"] = address
-    # On PostgreSQL, `_BEGIN` begins a transaction and sets its options in one round trip; psycopg
-    # would need another round trip for its own BEGIN.
+    # With AUTOCOMMIT, psycopg sends no BEGIN itself: on PostgreSQL, `_BEGIN` begins a transaction
+    # and sets its options in one round trip.
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options if is_sqlite else options | autocommit
-    # Reads need a separate engine: with AUTOCOMMIT on the write engine, its begin hook would still
-    # run, and a read would take the write lock.
+    # Reads use a separate engine, since the `begin` listener of the write engine would take the
+    # write lock even with AUTOCOMMIT.
     reads = {"url": address, **options, **autocommit, "pool_reset_on_return": None}
     app.config["SQLALCHEMY_BINDS"] = {"reads": reads}
     db.init_app(app)
@@ -87,12 +86,12 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     path = writer.url.database or ""
 
     def connect() -> Any:
-        # A missing file must not be created, since the old file may be restored later.
+        # The URI does not create a missing file, since the operator may still restore the old file.
         try:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
         except sqlite3.Error as error:
-            # SQLAlchemy would raise this error for its own connections.
+            # SQLAlchemy raises the same error for connections that it opens.
             raise OperationalError("connect", None, error) from error
         return connection
 
@@ -104,8 +103,8 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(
         reader, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON")
     )
-    # Otherwise, a transaction that reads and then writes would fail as busy, without a wait, if
-    # another transaction has written in between.
+    # After a plain BEGIN, a transaction that reads and then writes would fail with SQLITE_BUSY,
+    # without waiting, if another transaction has written in between.
     event.listen(
         writer, "begin", lambda connection: statements.execute(connection, "BEGIN IMMEDIATE")
     )
@@ -136,7 +135,8 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         if context.sqlalchemy_exception is not None:
             statements.redact_details(context.original_exception, context.sqlalchemy_exception)
         if context.is_disconnect:
-            # Otherwise a request would wait twice for a server that hangs.
+            # Without this, a request would wait for the unresponsive server again on the next
+            # connection.
             reads.forget()
             writes.forget()
 
@@ -145,37 +145,38 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(writer, "begin", begin)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", connect)
-        # This listener is first, since SQLAlchemy runs queries when it connects.
+        # `insert` puts this listener first, since a listener of SQLAlchemy itself runs queries.
         event.listen(engine, "connect", prepare, insert=True)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
 
 
 def engine_arguments(address: URL) -> dict[str, Any]:
-    """The arguments of `create_engine` that every engine of this database shares."""
+    """The arguments of `create_engine` for every engine of this database."""
     if address.get_backend_name() == "sqlite":
         return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
-    # Prepared statements do not work behind a pooler in transaction mode. The encoding is an
-    # argument of the connection, so that it also applies to the server's first messages.
+    # Prepared statements do not work behind a pooler in transaction mode. The encoding is a
+    # connection parameter, so that it also applies to the server's first messages.
     return {
         "connect_args": {
             "prepare_threshold": None,
             "client_encoding": "UTF8",
-            # The connection to a server that does not respond is closed after this time.
+            # Limits for a server that does not respond: `tcp_user_timeout` is in milliseconds, the
+            # other times are in seconds.
             "connect_timeout": int(BUSY_SECONDS),
             "keepalives_idle": 15,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         },
-        # Sent with each BEGIN, except by the engines of an app, which use `_BEGIN`; see there for
-        # the reason.
+        # Explicit for the same reason as in `_BEGIN`; the engines of an app replace this with
+        # AUTOCOMMIT.
         "isolation_level": "READ COMMITTED",
     }
 
 
 def command_engine(address: URL) -> Engine:
-    """An engine without a pool; on SQLite, its connections have the driver's defaults."""
+    """An engine without a connection pool; it does not set the pragmas of SQLite connections."""
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _prepare_postgresql_connection, insert=True)
@@ -183,13 +184,13 @@ def command_engine(address: URL) -> Engine:
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
-    """Set the pragmas of a connection; the comments explain their order."""
-    # Prevents pysqlite from beginning transactions itself.
+    """Set the pragmas of a connection, whose order matters."""
+    # Prevents the driver from beginning transactions itself.
     connection.isolation_level = None
-    # This comes before the switch to WAL, so that the switch also waits for a lock.
+    # Set before the switch to WAL, which can then wait for a lock.
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    # After the switch to WAL or the first table, this would have no effect, but still be a write.
-    # Therefore it is executed only in an empty database.
+    # This pragma has an effect only in an empty database, before the switch to WAL. In any other
+    # database, it would only cause a write.
     if connection.execute("PRAGMA page_count").fetchone() == (0,):
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -213,8 +214,8 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
         raise OperationalError("connect", None, error)
-    # A pooler stores these settings for each client. Times and IDs are read as text in the format
-    # of the API, which is faster than converting them.
+    # PgBouncer tracks these two settings, and restores them for each client. Times and IDs are read
+    # as text in the format of the API, which is faster than converting them.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
     connection.adapters.register_loader("timestamptz", TimestampLoader)
@@ -222,8 +223,8 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
 
 
 def _has_server(connection: Any) -> bool:
-    """Whether an idle connection is still open; a server ends it when it restarts."""
-    # Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
+    """Whether an idle connection is still open; a restart of the server closes it."""
+    # A query, such as the one of `pool_pre_ping`, would take as long as a read. An idle connection
     # is readable only if the server has ended it, or if its keepalive probes have failed.
     if connection.closed:
         return False

@@ -1,4 +1,4 @@
-"""Creates files and directories that only their owner can read, and locks and syncs them."""
+"""Creates private files and directories, locks and syncs them, and checks the database's files."""
 
 import errno
 import fcntl
@@ -15,27 +15,32 @@ from urllib.parse import quote
 
 from sqlalchemy.exc import OperationalError
 
-# SQLite creates a file of this size next to a database, the index of the write-ahead log.
+# The size of the index of the write-ahead log, which SQLite creates next to a database. A disk
+# counts as full if its free space is below this size.
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
-# The byte range that each connection to a database in WAL mode locks, as SQLite documents it.
+# The byte range of the database file that each connection in WAL mode locks, see "The Lock-Byte
+# Page" in https://www.sqlite.org/fileformat2.html.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 def keep_owner_permissions() -> None:
-    """Give the owner access to all files that this process creates, whatever the umask."""
+    """Clear the owner's bits of the umask, so that the owner can access all new files."""
     os.umask(os.umask(0) & 0o077)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read; raises OSError for a device, directory or pipe, which could block."""
+    """Open a regular file for reading; raises OSError for a pipe or device, which could block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
     return open(path, "rb")
 
 
 def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
-    """Lock a file between processes; returns a descriptor. Raises OSError and TimeoutError."""
+    """Lock a file against other processes; returns the open descriptor that holds the lock.
+
+    Raises OSError, and TimeoutError after `seconds`.
+    """
     until = time.monotonic() + seconds
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -56,7 +61,7 @@ def lock(path: Path | str, seconds: float, flags: int = os.O_RDONLY) -> int:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a lock between processes on this directory; raises OSError after LOCK_SECONDS."""
+    """Lock a directory against other processes; raises OSError after LOCK_SECONDS."""
     descriptor = lock(directory, LOCK_SECONDS, os.O_DIRECTORY)
     try:
         yield
@@ -74,7 +79,7 @@ def make_folder(path: Path) -> None:
 
 
 def full_disk(path: Path) -> str:
-    """A text to append to an SQLite error if the disk is full; SQLite may report an I/O error."""
+    """A suffix for an SQLite error if the disk is full, which SQLite may report as an I/O error."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
@@ -82,8 +87,8 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process uses this SQLite database, even if the database is damaged."""
-    # This process must not have the database open, since closing the file drops the locks.
+    """Whether another process has this SQLite database open; the database may be damaged."""
+    # This process must not have the database open: closing the descriptor would release its locks.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
@@ -94,14 +99,14 @@ def is_open_elsewhere(database: Path) -> bool:
     return False
 
 
-# A file in DATA, which is touched after each backup.
+# A file in the data directory; each backup sets its modification time.
 LAST_BACKUP = "last_backup"
 
 
 def last_backup(data: Path) -> os.stat_result | None:
-    """The status of the file LAST_BACKUP, or None if no backup was attempted.
+    """The `stat` result of the file LAST_BACKUP, or None if no backup was attempted.
 
-    Its `st_mtime` is the time of the last backup, or 0 if no backup has succeeded.
+    `st_mtime` is the time of the last backup, or 0 if no backup has succeeded.
     """
     try:
         return (data / LAST_BACKUP).stat()
@@ -110,7 +115,7 @@ def last_backup(data: Path) -> os.stat_result | None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names in a directory, is on the disk."""
+    """Wait until a file, or the list of a directory's entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,23 +124,25 @@ def sync(path: Path) -> None:
 
 
 def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
-    """SQLite's URI of a database; by default, the file must exist, and is not created."""
+    """The SQLite URI of a database; by default, SQLite does not create the file."""
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-# How long reads rely on the last check. A check takes twice as long as reading a key.
+# For this time after a check, reads need no new check, which would take twice as long as the read
+# of an API key.
 RECENT_SECONDS = 0.02
 
 
 class DatabaseFiles:
-    """The database, its write-ahead log, and the index of the log, which this process has open.
+    """The files of an SQLite database: the database, its write-ahead log, and the log's index.
 
-    It detects that the files were replaced or removed. A connection would still write to the files
-    that it has opened, and the next start would not find these writes.
+    This class detects that another program has replaced or removed a file. An open connection would
+    still write to the old file, and these writes would be lost at the next start.
     """
 
-    # One connection remains open after the first use. Otherwise, SQLite would remove the log when
-    # the last connection closes. While the files are open, their inode numbers are not reused.
+    # `_kept` is a connection that remains open after the first use. Otherwise, SQLite would remove
+    # the log when the last connection closes. While the files are open, the file system cannot
+    # reuse their inode numbers.
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
@@ -147,17 +154,17 @@ class DatabaseFiles:
         self._recent_until = 0.0
 
     def keep_open(self) -> None:
-        """Open the files, before any connection opens the database. Raises like `check`."""
+        """Open the files, before any connection opens the database; raises OperationalError."""
         with self._lock:
             if self._kept is None:
                 self._kept = self._connect()
-                # The first query opens or creates the other two files.
+                # The first query opens or creates the log and its index.
                 self._kept.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 self._opened = self._named()
         self.check()
 
     def check(self, _connection: object = None) -> bool:
-        """Return true, or raise OperationalError if a path no longer leads to the open file."""
+        """Return true, or raise OperationalError if a file was replaced or removed."""
         if self._kept is None:
             return True
         named = self._named()
@@ -174,7 +181,7 @@ class DatabaseFiles:
         raise OperationalError("stat", None, error)
 
     def check_recently(self, _connection: object) -> bool:
-        """Like `check`, but for reads, which need only a check in the last RECENT_SECONDS."""
+        """Call `check`, unless the last check was less than RECENT_SECONDS ago."""
         now = time.monotonic()
         if now >= self._recent_until:
             self.check()
@@ -182,7 +189,7 @@ class DatabaseFiles:
         return True
 
     def data_version(self) -> int:
-        """A number that changes with each commit of any connection in any process."""
+        """A number that changes with each commit, by any connection in any process."""
         with self._lock:
             try:
                 version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
@@ -201,7 +208,7 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Save the writes in a removed log, unless another program may have started a new log."""
+        """Copy the writes of a removed log to the database, unless a new log may exist."""
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:
                 return

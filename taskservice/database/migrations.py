@@ -21,11 +21,10 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).with_name("alembic")
 MIGRATION_SECONDS = 60
-# The number of the PostgreSQL advisory lock with which only one process migrates at a time; it is
-# arbitrary.
+# The key of the PostgreSQL advisory lock for migrations: the ASCII codes of `task`.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
-# The table that a database contains until `db copy` has filled it.
+# A table that exists in the target of `taskservice db copy` until all rows are copied.
 COPY_PROGRESS = "copy_progress"
 
 
@@ -34,7 +33,7 @@ class DatabaseError(Exception):
 
 
 class UnfinishedCopy(DatabaseError):
-    """`db copy` was interrupted, so that rows are missing."""
+    """`taskservice db copy` was interrupted, so rows are missing."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -55,20 +54,21 @@ def upgrade(
 ) -> None:
     """Migrate the database to the revision `target`; with `may_create`, create it if it is missing.
 
-    Raises DatabaseError, and changes nothing, if the database cannot be opened, belongs to another
-    program, is newer than this code, is missing and must not be created, or is older and must not
-    be changed.
+    Raises DatabaseError, without any change, if the database cannot be opened, belongs to another
+    program or is newer than this code. The same applies to a missing database without `may_create`,
+    and to an older one without `may_change`.
     """
     address = make_url(url)
     file = sqlite_file(address)
     if file:
         _check_file(file, may_create)
-    # On SQLite, the switch to WAL would fail immediately if another process has locked the file.
+    # On SQLite, wait until no other process writes: the switch to WAL would fail immediately if
+    # another process held a write lock.
     turn = WriterQueue(address.database).turn(MIGRATION_SECONDS) if file else nullcontext()
     try:
         with turn, command_engine(address).connect() as connection:
             if not file:
-                # Limits the wait for the advisory lock and for table locks.
+                # This limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
             # Read before anything is written, since the file may belong to another program.
             current = revision(connection)
@@ -91,7 +91,7 @@ def upgrade(
 
 
 def reason(error: Exception, file: Path | None = None) -> str:
-    """A database error in one line; with `file`, SQLite's file, it also mentions a full disk."""
+    """The reason of a database error in one line; for an SQLite `file`, it mentions a full disk."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has locked it for {MIGRATION_SECONDS} s"
@@ -127,7 +127,8 @@ def _begin_sqlite(connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     prepare_sqlite_connection(driver)
     driver.execute(f"PRAGMA busy_timeout = {MIGRATION_SECONDS * 1000}")
-    # On SQLite, migrations rebuild tables, which would delete the rows that refer to these tables.
+    # A migration may rebuild a table. With foreign keys on, dropping the old table would delete the
+    # rows that refer to it.
     driver.execute("PRAGMA foreign_keys = OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -150,15 +151,15 @@ class _StepLog:
 
 
 def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
-    # Imported here, since most databases are up to date, and loading Alembic takes a fifth of the
-    # time of a start.
+    # Imported only for a migration, since the import of Alembic takes a fifth of the service's
+    # start time.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     # Alembic treats a single % as a reference to another option.
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    # All migrations run in the open transaction, so that either all of them take effect or none.
+    # All migrations run in one transaction, so that either all of them take effect or none.
     config.attributes["connection"] = connection
     config.attributes["step_log"] = step_log
     command.upgrade(config, target)
@@ -172,12 +173,12 @@ def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
 
 @cache
 def _revisions() -> list[str]:
-    """The revisions that this code knows, oldest first; each is the number of a migration file."""
+    """The revisions that this code knows, oldest first: the numbers of the migration files."""
     return sorted(path.name[:4] for path in (FOLDER / "versions").glob("[0-9]*.py"))
 
 
 def _check_file(path: Path, may_create: bool) -> None:
-    """Create the SQLite file, or check that it is an SQLite file before it is written."""
+    """Create a missing SQLite file; raises DatabaseError if a file is not an SQLite database."""
     try:
         if not may_create and not path.exists():
             raise NoDatabase(path)

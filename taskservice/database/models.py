@@ -31,7 +31,7 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 def partial_index(name: str, columns: str, where: str | TextClause, unique: bool = False) -> Index:
     """A partial index for SQLite; the migrations create it on both databases."""
     # `postgresql_where` would load PostgreSQL's dialect on SQLite too, which takes a tenth of the
-    # time of a start.
+    # service's start time.
     return Index(name, *columns.split(", "), unique=unique, sqlite_where=text(str(where)))
 
 
@@ -40,7 +40,7 @@ def _one_of(column: str, *words: str) -> str:
 
 
 class User(Model):
-    """A person or team, who owns agents, tasks and keys."""
+    """A person or team that owns agents, tasks and keys."""
 
     __tablename__ = "users"
 
@@ -50,7 +50,7 @@ class User(Model):
 
 
 class CallbackSecret(Model):
-    """A secret that signs a user's webhooks; after it is replaced, it also signs for a day."""
+    """A secret that signs a user's webhooks, until one day after it is replaced."""
 
     __tablename__ = "callback_secrets"
 
@@ -66,11 +66,11 @@ IS_MUTED = text("muted_until IS NOT NULL")
 
 
 class Agent(Model):
-    """A named program or workflow, whose executions are tasks; its user chooses its ID."""
+    """A named program or workflow; each execution is a task. The user chooses the agent's ID."""
 
     __tablename__ = "agents"
     __table_args__ = (
-        # For agents that become late, and for agents that need attention.
+        # To find agents that become late, and agents that need attention.
         partial_index("agents_due", "late_at", "late_at IS NOT NULL AND late_since IS NULL"),
         partial_index("agents_in_trouble", "user_id", IN_TROUBLE),
         partial_index("agents_muted", "user_id, muted_until", IS_MUTED),
@@ -84,34 +84,35 @@ class Agent(Model):
     # JSON text, returned as it was stored.
     input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
     annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
-    # Whether the agent is an MCP tool; if this is null, it is a tool if a worker was seen recently.
-    # `tool_since` is null if the agent has been a tool since `created_at`.
+    # Whether the agent is an MCP tool. Null means that the agent is a tool if a worker asked for
+    # its tasks in the last 30 days. `tool_since` is null if the agent has been a tool since
+    # `created_at`.
     tool: Mapped[bool | None]
     tool_since: Mapped[str | None] = mapped_column(Timestamp)
-    # `ok` or `broken` according to the last ended task, the start of this state, and the number of
-    # failures in a row.
+    # The state, `ok` or `broken`, after the last task that ended; the time when this state began;
+    # and the number of tasks in a row that failed.
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)
     failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
     # The IDs of the hooks that were notified that the agent is broken, as a JSON array.
     told_hooks: Mapped[str] = mapped_column(server_default="[]")
-    # The time of the last claim by a worker, to the minute.
+    # When a worker last asked for a task, to the minute.
     worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
-    # The expected runs as JSON text, when the next run is due, when the agent becomes late without
-    # this run, and since when it is late.
+    # The expected runs as JSON text; when the next run is due; when the agent becomes late if this
+    # run does not start; and since when the agent is late.
     expect: Mapped[str | None]
     due_at: Mapped[str | None] = mapped_column(Timestamp)
     late_at: Mapped[str | None] = mapped_column(Timestamp)
     late_since: Mapped[str | None] = mapped_column(Timestamp)
-    # The end and the start of the mute, and the name of the key that muted the agent. All are null
-    # if the agent is not muted.
+    # When the mute ends and when it began, and the name of the key that muted the agent. All three
+    # are null if the agent is not muted.
     muted_until: Mapped[str | None] = mapped_column(Timestamp)
     muted_at: Mapped[str | None] = mapped_column(Timestamp)
     muted_by: Mapped[str | None]
 
 
 class ApiKey(Model):
-    """The digest of an API key, which belongs to a user or to one of the user's agents."""
+    """An API key of a user or of one of the user's agents; only the digest of its text is here."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -127,8 +128,8 @@ class ApiKey(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
     access: Mapped[str] = mapped_column(server_default=terms.FULL)
-    # Whether the key has no text. It then signs in the person whose name, which a proxy sends,
-    # equals the name of the key.
+    # A login key has no text. It signs in a person if a proxy sends the name of the key as the name
+    # of the person.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)
@@ -140,7 +141,7 @@ class ApiKey(Model):
 
 
 class SignInLink(Model):
-    """The digest of a link that signs a person in with a key, once."""
+    """A single-use link that signs a person in with a key; only the digest of its text is here."""
 
     __tablename__ = "sign_in_links"
 
@@ -153,7 +154,7 @@ class SignInLink(Model):
 
 
 def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
-    """Constraints that the column holds a JSON object, in the SQL of each database."""
+    """Constraints that require a JSON object in the column, in the SQL of each database."""
     sqlite = CheckConstraint(
         f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END", column
     )
@@ -161,7 +162,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
     return sqlite.ddl_if(dialect="sqlite"), postgresql.ddl_if(dialect="postgresql")
 
 
-# Tasks that can time out: first with the default timeout, then with a separate timeout.
+# Tasks that can time out: with the default timeout, and with their own timeout.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
@@ -195,7 +196,8 @@ class Task(Model):
         partial_index(
             "tasks_claim_key", "user_id, agent_id, claim_key", "claim_key IS NOT NULL", unique=True
         ),
-        # For the list and its filters, oldest first, or newest first if read backwards.
+        # For the list of tasks and its filters. A list with the newest task first reads the index
+        # backwards.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
         Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
@@ -203,7 +205,7 @@ class Task(Model):
         partial_index(
             "tasks_by_error", "user_id, error_type, created_at, id", "error_type IS NOT NULL"
         ),
-        # For the children of a task, its newest rerun, and its deletion.
+        # To find the children and the reruns of a task, for example to delete the task.
         partial_index("tasks_by_parent", "parent_id, created_at, id", "parent_id IS NOT NULL"),
         partial_index("tasks_by_rerun", "rerun_of, created_at, id", "rerun_of IS NOT NULL"),
         # For the health of an agent.
@@ -215,18 +217,18 @@ class Task(Model):
             "user_id, agent_id, created_at, id",
             "status = 'running' AND claimed_at IS NULL",
         ),
-        # For agents that are late, and for agents without a worker.
+        # To find late agents, and agents without a worker.
         partial_index("tasks_claimed_by_agent", "user_id, agent_id, claimed_at", IS_CLAIMED),
-        # For tasks that hang, and for tasks to be checked for a hang.
+        # To find tasks that hang, and tasks whose next check for a hang is due.
         partial_index("tasks_hanging", "user_id, created_at, id", IS_HANGING),
         partial_index(
             "tasks_to_check", "hang_check_at", f"hang_check_at IS NOT NULL AND {IS_CLAIMED}"
         ),
         partial_index("tasks_asking", "user_id, created_at, id", IS_ASKING),
-        # For timeouts: the longest silence, or the next deadline, first.
+        # To find tasks that timed out, in the order of their last heartbeat or of their deadline.
         partial_index("tasks_claimed", "last_heartbeat_at", CLAIMED),
         partial_index("tasks_claimed_with_timeout", "heartbeat_deadline", CLAIMED_WITH_TIMEOUT),
-        # For log retention: tasks with lines, in the order in which they ended.
+        # For log retention: tasks with log lines, in the order in which the tasks ended.
         partial_index("tasks_with_old_log", "finished_at", WITH_OLD_LOG),
     )
 
@@ -246,15 +248,16 @@ class Task(Model):
     input: Mapped[str]
     output: Mapped[str]
     labels: Mapped[str] = mapped_column(server_default="{}")
-    # A JSON number as text, so that both databases return it as it was sent.
+    # A JSON number as text, which both databases return unchanged.
     progress: Mapped[str | None]
     note: Mapped[str | None]
-    # The duration of the work in seconds, which the agent measured; also a JSON number as text.
+    # The duration of the work in seconds, as the agent measured it; a JSON number as text.
     seconds: Mapped[str | None]
-    # The open questions as a JSON array, oldest first, so that a read needs no other table.
+    # The open questions as a JSON array, oldest first, copied here so that a read needs no other
+    # table.
     questions: Mapped[str] = mapped_column(server_default="[]")
-    # These are not foreign keys, which SQLite cannot add to a table without rebuilding it. Deleting
-    # a task sets references to it to null.
+    # These two columns are not foreign keys, since SQLite would have to rebuild the table to add
+    # them. The code that deletes a task sets all references to the task to null.
     parent_id: Mapped[str | None] = mapped_column(Identifier)
     rerun_of: Mapped[str | None] = mapped_column(Identifier)
     callback_url: Mapped[str | None]
@@ -263,19 +266,19 @@ class Task(Model):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When the timeout of this task expires, unless its agent reports before.
+    # When the task times out, unless its agent sends something before.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     # Since when the task hangs, and the reason.
     hanging_since: Mapped[str | None] = mapped_column(Timestamp)
     hanging_reason: Mapped[str | None]
-    # When maintenance next checks whether the claimed task hangs. While it hangs, this equals
-    # `hanging_since` if a new line ends the hang, and is null otherwise. A new question, or a
-    # change of the agent's `expect`, makes the check due.
+    # When maintenance next checks whether the claimed task hangs. For a task that hangs, the value
+    # is `hanging_since` if a new log line would end the hang, and null otherwise. A new question,
+    # or a change of the agent's `expect`, makes a check due immediately.
     hang_check_at: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
-    # The total number of bytes of UTF-8 that were appended, including a line feed for each line.
+    # The size in UTF-8 bytes of all appended lines, including a line feed for each line.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
     # How many lines the default writer has sent; LogWriter counts the lines of other writers.
     default_writer_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -288,7 +291,7 @@ class Task(Model):
 
 
 class TaskLabel(Model):
-    """A label of a task as `key:value`, for lists of the tasks that have this label."""
+    """A label of a task as `key:value`; used to list the tasks with this label."""
 
     __tablename__ = "task_labels"
     __table_args__ = (Index("task_labels_by_label", "user_id", "label", "task_id"),)
@@ -300,7 +303,7 @@ class TaskLabel(Model):
 
 
 class Link(Model):
-    """The digest of a link with which anyone can view a task."""
+    """A link with which anyone can view a task; only the digest of its text is here."""
 
     __tablename__ = "links"
 
@@ -312,7 +315,7 @@ class Link(Model):
 
 
 class Question(Model):
-    """A question of an agent to a person; open questions are also in `Task.questions`."""
+    """A question that an agent asks a person; open questions are also in `Task.questions`."""
 
     __tablename__ = "questions"
     __table_args__ = (
@@ -347,7 +350,7 @@ class Question(Model):
 
 
 class Log(Model):
-    """The log of a task; if the log has no task, the sweep deletes its lines in small batches."""
+    """The log of a task; after the task is deleted, the sweep deletes the lines in batches."""
 
     __tablename__ = "logs"
 
@@ -369,7 +372,7 @@ class LogChunk(Model):
     log_id: Mapped[int] = mapped_column(RowNumber, ForeignKey(Log.id), primary_key=True)
     last: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     count: Mapped[int] = mapped_column(Integer)
-    # The lines, joined with line feeds, which no line contains.
+    # The lines, joined with line feeds; a line itself contains no line feed.
     text: Mapped[str] = mapped_column(Text)
     # The time of the first line in milliseconds since 1970, and the times of later lines in the
     # format of `clock.encode`. Both are null for lines that were stored without times.
@@ -388,10 +391,10 @@ class LogWriter(Model):
 
 
 class EventStream(Model):
-    """The position of a user's last event; created with the user's first hook."""
+    """The position of a user's last event; the row is created with the user's first hook."""
 
-    # Each transaction that records an event locks the row, so that positions are in the order of
-    # commits.
+    # Each transaction that records an event locks the user's row, so that positions are in the
+    # order of commits.
     __tablename__ = "event_streams"
 
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
@@ -413,7 +416,7 @@ class Event(Model):
     task_id: Mapped[str | None] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
     # Not a foreign key, since a question is deleted only with its task.
     question_id: Mapped[str | None] = mapped_column(Identifier)
-    # A JSON object with details of the event, with their values at the time of the event.
+    # The details of the event at the time when it happened, as a JSON object.
     details: Mapped[str] = mapped_column(server_default="{}")
 
 
@@ -435,7 +438,7 @@ class Hook(Model):
     # The names of the events as a JSON array.
     events: Mapped[str]
     agent_id: Mapped[str | None]
-    # As `key:value`.
+    # Only events of tasks with this label, as `key:value`.
     label: Mapped[str | None]
     token: Mapped[str | None]
     answer_links: Mapped[bool]
@@ -448,23 +451,25 @@ class Hook(Model):
     # How many deliveries in a row have failed permanently.
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     last_delivered_at: Mapped[str | None] = mapped_column(Timestamp)
-    # The number of failed attempts after the last delivery, the time of the first failed attempt,
-    # and the error of the last failed attempt.
+    # Since the last successful delivery: the number of failed attempts, the time of the first one,
+    # and the error of the last one.
     attempt_count: Mapped[int] = mapped_column(Integer, server_default="0")
     failed_since: Mapped[str | None] = mapped_column(Timestamp)
     last_error: Mapped[str | None]
-    # For people: when the next message is sent, if a delivery is pending. For programs: since when
-    # all pending deliveries are due, until each of them has been made due.
+    # If the format is for people: when the next message is due; null if no delivery is pending. If
+    # the format is for programs: when the hook was turned on; null once maintenance has made all
+    # pending deliveries due.
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
-    # For people: the end of the pause after a message. For programs: the time until which pending
-    # deliveries wait while the hook is off.
+    # If the format is for people: the end of the pause after a message. If the format is for
+    # programs: when the pending deliveries expire if the hook remains off.
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
-    # After this time, the deliveries of the hook are removed in batches, and then the hook.
+    # When the hook was deleted. Maintenance then removes its deliveries in batches, and at last the
+    # hook.
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
 class HookTest(Model):
-    """A test of a hook in the last minute; it counts even if the hook is deleted."""
+    """A test of a hook, for the limit of tests per minute; stored even if the hook is deleted."""
 
     __tablename__ = "hook_tests"
     __table_args__ = (Index(None, "user_id", "at"),)
@@ -498,11 +503,11 @@ class Delivery(Model):
         ),
         partial_index("deliveries_of_event", "event_id", "hook_id IS NOT NULL"),
         partial_index("deliveries_due", "next_attempt_at", "state = 'pending'"),
-        # The due deliveries of a user, since users take turns.
+        # To find the due deliveries of one user, since users take turns.
         partial_index("deliveries_due_of_user", "user_id, next_attempt_at", "state = 'pending'"),
         partial_index("deliveries_leased", "leased_until", "leased_until IS NOT NULL"),
         partial_index("deliveries_in_vain", "state", "state IN ('failed', 'cancelled')"),
-        # For the list of tasks whose webhook failed, and for the most recent failures.
+        # To list the tasks whose webhook failed, and to find the most recent failures.
         partial_index("deliveries_failed", "user_id, created_at, task_id", "state = 'failed'"),
     )
 
@@ -528,7 +533,7 @@ class Delivery(Model):
 
 
 class Attempt(Model):
-    """An attempt of a delivery, with its outcome as a message."""
+    """An attempt of a delivery, with a message that describes the outcome."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -541,12 +546,12 @@ class Attempt(Model):
     message: Mapped[str]
     # The start of the body of the receiver's response.
     answer: Mapped[str | None]
-    # The message for people, without links.
+    # The text of a message for people, without links; null for a webhook.
     text: Mapped[str | None]
 
 
 class ServiceHeartbeat(Model):
-    """The latest period in which agents could reach the service without a gap; at most one row."""
+    """The latest period without a gap in which agents could reach the service; at most one row."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)
@@ -556,5 +561,5 @@ class ServiceHeartbeat(Model):
     until: Mapped[str] = mapped_column(Timestamp)
 
 
-# Done before the service forks, so that its worker processes share the result.
+# Called before the service forks, so that its worker processes share the memory of the mappers.
 configure_mappers()

@@ -1,12 +1,12 @@
-"""A trigram index of the names of tasks, for searches for a part of a name."""
+"""A trigram index of the names of tasks, to search for a part of a name."""
 
-# On PostgreSQL, the index needs the extension pg_trgm, and the names are in a separate table: in an
-# index of `tasks`, each append would add all trigrams of the name again, since it writes a new
-# version of the row. On SQLite, maintenance fills the index in batches: adding a single name takes
-# a third of the time of a request that starts a task, and in a batch, a hundredth of that time. The
-# index covers tasks up to the row number in `task_names_indexed`. Later tasks, and tasks in
-# `task_names_outdated`, are always candidates. A list checks all candidates, so that there can be
-# too many of them, but not too few.
+# On PostgreSQL, the index needs the extension pg_trgm. The names are in a separate table, since
+# each append writes a new version of a row of `tasks`: in an index of `tasks`, PostgreSQL would
+# then add all trigrams of the name again. On SQLite, maintenance adds the names in batches. If the
+# request that starts a task added its name, a third of the request's time would be spent on that.
+# The index covers tasks up to the row number in `task_names_indexed`. A search treats later tasks,
+# and tasks in `task_names_outdated`, as candidates. The list of tasks checks the name of each
+# candidate, so a candidate that does not match does no harm.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database.types import Identifier
 
-# The maximum number of trigrams of a search text that are used.
+# The maximum number of trigrams in a query.
 MAX_TRIGRAMS = 32
 # How many names one transaction adds or removes; this takes about 5 ms.
 BATCH = 2_000
@@ -32,7 +32,7 @@ _DEFINITIONS: tuple[str, ...] = (
     "DROP TABLE IF EXISTS task_names",
     "DROP TABLE IF EXISTS task_names_indexed",
     "DROP TABLE IF EXISTS task_names_outdated",
-    # The index contains neither the names nor the positions of their trigrams.
+    # The index stores neither the names nor the positions of trigrams.
     "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
     "tokenize='trigram case_sensitive 1')",
     "CREATE TABLE task_names_indexed (last INTEGER NOT NULL)",
@@ -40,7 +40,7 @@ _DEFINITIONS: tuple[str, ...] = (
     "CREATE TABLE task_names_outdated (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL)",
     "CREATE TRIGGER task_names_rename AFTER UPDATE OF name_folded ON tasks "
     f"WHEN old.name_folded <> new.name_folded BEGIN {_OUTDATE} END",
-    # SQLite reuses the number of a deleted row if the row was the last row.
+    # After the last row is deleted, SQLite reuses its row number.
     f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
     f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
 )
@@ -48,8 +48,8 @@ _POSTGRESQL = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
     "INSERT INTO task_names SELECT id, name_folded FROM tasks",
-    # At most 256 KiB of entries are pending, since the request that exceeds this moves all of them
-    # into the index.
+    # The pending list is limited to 256 KiB, since the request that exceeds the limit moves all
+    # pending entries into the index.
     "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
     "WITH (gin_pending_list_limit = 256)",
     "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -61,8 +61,8 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
-# The SQLSTATEs if the extension cannot be used: no such file, not supported, not permitted, and no
-# such operator class in the search path.
+# The SQLSTATEs if pg_trgm cannot be used: undefined_file, feature_not_supported,
+# insufficient_privilege, and undefined_object if its operator class is not in the search path.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 AND EXISTS (SELECT 1 FROM pragma_module_list WHERE name = 'fts5') "
@@ -78,7 +78,7 @@ CANDIDATES = text(
 POSTGRESQL_CANDIDATES = text(
     "SELECT task_id AS id FROM task_names WHERE name_folded LIKE :name_pattern ESCAPE '/'"
 ).columns(id=Identifier)
-# pg_trgm ignores characters that are neither letters nor digits in the locale of the database.
+# pg_trgm ignores characters that are neither letters nor digits in the database's locale.
 _SERVES = text(
     "SELECT to_regclass('task_names') IS NOT NULL AND CAST(:part AS text) ~ '[[:alnum:]]{3}'"
 )
@@ -127,7 +127,7 @@ def ensure(connection: Connection) -> None:
 
 
 def is_behind(connection: Connection) -> bool:
-    """Whether `update` has anything to do."""
+    """Whether the index lacks new names or contains outdated names."""
     is_filled_later = connection.dialect.name == "sqlite" and is_usable(connection)
     return is_filled_later and bool(connection.scalar(_IS_BEHIND))
 
@@ -139,7 +139,7 @@ def update(connection: Connection) -> None:
 
 
 def trigram_query(part: str) -> str | None:
-    """The FTS5 query for names with all trigrams of a case-folded text; None if it is too short."""
+    """The FTS5 query for all trigrams of a case-folded text; None if the text is too short."""
     trigrams = dict.fromkeys(part[start : start + 3] for start in range(len(part) - 2))
     quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
     return " AND ".join(f'"{trigram}"' for trigram in quoted) or None

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL with a time limit, and how they read times."""
+"""Connections to PostgreSQL with a time limit for statements, and their conversion of times."""
 
 import time
 from collections.abc import Generator
@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import Connection, Error, InternalError, OperationalError
 from psycopg.adapt import Loader
 
-# How long, in seconds, to wait until the server confirms that it cancelled a statement.
+# The timeout for the server's confirmation that it has cancelled a statement.
 CANCEL_SECONDS = 1.0
 
 
@@ -17,15 +17,17 @@ class TimedConnection(Connection[Any]):
     """A connection that is closed if a statement or commit takes longer than `statement_seconds`.
 
     The statement or commit then fails with OperationalError. A statement is also cancelled, so that
-    the server releases its locks, but a commit is not.
+    the server releases its locks; a commit is not.
     """
 
-    # If a commit that waits for a standby were cancelled, it would succeed without the standby, and
-    # other clients would see its writes. PostgreSQL waits even after the client has disconnected.
+    # A commit is not cancelled: if it waits for a synchronous standby, a cancellation would
+    # complete it without the standby, and other clients would see its writes. PostgreSQL continues
+    # to wait for the standby after the client has disconnected.
     #
-    # The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
-    # would apply to other clients' transactions, and a transaction for each read would make reads
-    # take half as long again. Also, a server whose processes are stopped could not enforce a limit.
+    # The client enforces the limit instead of the server. Behind a pooler in transaction mode, `SET
+    # statement_timeout` would affect the transactions of other clients. `SET LOCAL` would require a
+    # transaction for each read, which would make reads 50% slower. A server that hangs could not
+    # enforce a limit.
     statement_seconds = inf
     _is_committing = False
 
@@ -40,14 +42,14 @@ class TimedConnection(Connection[Any]):
         try:
             return super().wait(self._within_limit(steps), *options, **keywords)
         except InternalError as error:
-            # psycopg counts the results of a BEGIN or COMMIT, and the message with which the server
-            # ends the connection is an unexpected result.
+            # During a BEGIN or COMMIT, psycopg raises InternalError for an unexpected result, such
+            # as the message with which the server ends the connection.
             if not self.broken:
                 raise
             raise OperationalError("the server has ended the connection") from error
 
     def _within_limit(self, steps: Any) -> Generator[Any, Any, Any]:
-        """Forward psycopg's steps, at least ten each second, until the time limit."""
+        """Run psycopg's generator until the time limit, which is checked at least every 0.1 s."""
         until = time.monotonic() + self.statement_seconds
         try:
             step = next(steps)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
         last_used_at: str | None
 
     class HookRow(models.Hook, _Row):
-        # None unless the hook fails.
+        # None if the hook does not fail.
         failing_since: str | None
 
     class KeyRow(models.ApiKey, _Row):
         user_name: str
-        # Only for a link, which acts as a key.
+        # Only in the row of a link, which gives access in the same way as a key.
         task_id: str
 
     class LinkRow(models.Link, _Row): ...
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     class TaskRow(models.Task, _Row):
         log_id: int | None
-        # Only in a list, and None for a large task.
+        # The task as JSON; only in a list, and None for a large task.
         json: bytes | None
-        # The text of a small log.
+        # The lines of a small log, joined with line feeds.
         lines: str | None
 
     class EndedTaskRow(TaskRow):

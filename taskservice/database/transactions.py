@@ -1,4 +1,4 @@
-"""Reads and write transactions, with connections for them."""
+"""Connections for reads, and write transactions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -35,7 +35,10 @@ def transaction() -> Iterator[Connection]:
 
 
 def write_lock() -> AbstractContextManager[None]:
-    """The right to write to SQLite; raises OperationalError after BUSY_SECONDS."""
+    """Hold the turn to write to SQLite; raises OperationalError after BUSY_SECONDS.
+
+    On PostgreSQL, this does nothing.
+    """
     queue = resources.find(Database).writer_queue
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
@@ -63,7 +66,7 @@ class SharedReading:
         return self._connection
 
     def __exit__(self, *_error: object) -> None:
-        """Reserve the connection for the next read."""
+        """Retain the connection for the next read."""
 
     def end(self, error: BaseException | None) -> None:
         """Release the connection; close it after an error, since it may be unusable."""
@@ -78,9 +81,9 @@ class SharedReading:
 def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
-    All reads of an API request share a connection, from `share_reading` to `end_shared_reading`, at
-    the latest until the response is sent. For a dashboard page, each read uses a separate
-    connection.
+    All reads of an API request between `share_reading` and `end_shared_reading` share a connection,
+    which is released at the latest when the response is sent. Each read for a dashboard page uses a
+    separate connection.
     """
     return g.get("reading") or resources.find(Database).reads.use()
 
@@ -94,14 +97,14 @@ def read_all(statement: Any, /, **values: Any) -> Sequence[Any]:
 
 
 def read_one(statement: Any, /, **values: Any) -> Any | None:
-    """The row, or None, of a statement that returns at most one row."""
+    """The first row, or None if the statement returns no rows."""
     return next(iter(read_all(statement, **values)), None)
 
 
 def in_pages(
     rows: AnySelect, order: Sequence[Any], count: int, values: Mapping[str, Any] | None = None
 ) -> Iterator[Sequence[Any]]:
-    """All rows, sorted by the columns in `order`, in separate reads of `count` rows."""
+    """All rows in pages of `count`, sorted by the columns in `order`; each page is one read."""
     page = rows.order_by(None).order_by(*order).limit(count)
     after = page
     while page_rows := read_all(after, **(values or {})):
@@ -131,8 +134,8 @@ def database_time() -> str:
 
 def current_time(connection: Connection) -> str:
     """The current time by the clock of this connection's database, read inside its transaction."""
-    # `finishedAt` is a time of this clock, so that `sort=finishedAt` is correct across machines,
-    # and a machine with a wrong clock cannot make a task appear old enough to be removed.
+    # All nodes use this clock for `finishedAt`. Therefore `sort=finishedAt` is correct across
+    # nodes, and a node with a wrong clock cannot make a task look old enough to be removed.
     now: str = _NOW.scalar(connection)
     return now
 

@@ -31,16 +31,16 @@ from taskservice.database.clock import hyphenated
 
 
 class Timestamp(TypeDecorator[str]):
-    """A time as RFC 3339 text in UTC with milliseconds, which sorts by time."""
+    """A time as RFC 3339 text in UTC with milliseconds; the texts sort by time."""
 
-    # SQLite stores the text itself, which needs no conversion for a response. PostgreSQL stores a
-    # `timestamptz(3)`, which its connections read as this text.
+    # SQLite stores this text, which needs no conversion for a response. PostgreSQL stores a
+    # `timestamptz(3)`, which TimestampLoader reads as this text.
     impl = String(24)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            # Imported here, since SQLite does not need this dialect, which slows the start.
+            # Imported only for PostgreSQL, since the import of the dialect slows the start.
             from sqlalchemy.dialects.postgresql import TIMESTAMP
 
             return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
@@ -48,7 +48,7 @@ class Timestamp(TypeDecorator[str]):
 
 
 class _Identifier(Uuid[str]):
-    """A UUID as text. SQLite stores its digits; PostgreSQL stores a `uuid`, read as text."""
+    """A UUID as text; SQLite stores its 32 digits, PostgreSQL stores a `uuid`."""
 
     def __init__(self) -> None:
         super().__init__(as_uuid=False)
@@ -63,7 +63,7 @@ Identifier = _Identifier()
 
 
 def has_prefix(column: Any, prefix: str) -> ColumnElement[bool]:
-    """Whether the UUID in a column begins with these digits, with or without hyphens."""
+    """Whether the UUID in a column begins with the digits `prefix`, with or without hyphens."""
     digits = prefix.replace("-", "").lower()
     if not re.fullmatch("[0-9a-f]{1,32}", digits):
         return false()
@@ -144,36 +144,37 @@ class database_now(_Function):
 
 
 def time_from_now(seconds: Any = 0.0) -> Any:
-    """Like `database_now`, but computed once, so that PostgreSQL can use an index for it."""
+    """Like `database_now`, but evaluated once per query, so that PostgreSQL can use an index."""
     return select(database_now(seconds)).scalar_subquery()
 
 
 def _function(kind: TypeEngine[Any], sqlite: str, postgresql: str) -> type[_Function]:
-    """A class for an SQL function; SQLAlchemy caches statements by the classes of their parts."""
+    """A class for an SQL function, since SQLAlchemy's cache distinguishes functions by class."""
     attributes = {"inherit_cache": True, "type": kind, "sqlite": sqlite, "postgresql": postgresql}
     return type("_Function", (_Function,), attributes)
 
 
-# Whether the list in a parameter of the type `ListParameter` contains a value. The type is not a
-# Boolean, since SQLite would compare that to 1, and then not use an index.
+# Whether a `ListParameter`, the second argument, contains the first argument. The type is not
+# Boolean, since SQLAlchemy would then add `= 1` on SQLite, which prevents the use of an index.
 in_list = _function(NullType(), "{0} IN (SELECT value FROM json_each({1}))", "{0} = ANY ({1})")
 a_day_after = _function(
     Timestamp(), "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, '+1 day')", "({0} + interval '1 day')"
 )
 # The length of a text in bytes, whereas `length` counts characters.
 byte_length = _function(Integer(), "length(CAST({0} AS BLOB))", "octet_length({0})")
-# The position of the second argument in the first, from 1, or 0 if it is not contained. LIKE is not
-# used, since SQLite's LIKE treats several characters, such as U+FFFE and U+FFFF, as U+FFFD.
+# The position of the second argument in the first, counted from 1; 0 if the first argument does not
+# contain the second. LIKE is not used, since SQLite's LIKE treats several characters, such as
+# U+FFFE and U+FFFF, as U+FFFD.
 position_in_text = _function(Integer(), "instr({all})", "strpos({all})")
-# A text whose ASCII letters are converted to lower case; other characters do not change.
+# A text with its ASCII letters in lower case; other characters do not change.
 ascii_lower = _function(Text(), "lower({0})", 'lower({0} COLLATE "C")')
-# The texts of several rows, in their order, joined by line feeds.
+# An aggregate function that joins the texts of the rows, in their order, with line feeds.
 joined_by_line_feed = _function(
     Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
 )
 # The first argument, in which each `%s` is replaced by the next argument.
 formatted = _function(Text(), "printf({all})", "format({all})")
-# A text as a JSON string, in the same form as orjson, or `null`.
+# A text as a JSON string, with the same escapes as in orjson; `null` for NULL.
 json_string = _function(Text(), "json_quote({0})", "coalesce(to_json({0})::text, 'null')")
 _id_text = _function(
     Text(),
@@ -190,7 +191,7 @@ def api_text(column: Any) -> _Function:
 
 
 class _Utf8(UserDefinedType[bytes]):
-    """The result of `utf8`, read as bytes."""
+    """The type of the result of `utf8`: bytes."""
 
     cache_ok = True
 
@@ -200,26 +201,26 @@ class _Utf8(UserDefinedType[bytes]):
         return lambda text: None if text is None else text.encode()
 
 
-# A text as UTF-8, since a Python string can take four times as much memory. PostgreSQL returns
-# text, which is then encoded, since its driver reads bytes more slowly than text.
+# A text as UTF-8 bytes, since a Python string can take four times as much memory. On PostgreSQL,
+# the text is encoded after it is read, since psycopg reads text faster than bytes.
 utf8 = _function(_Utf8(), "CAST({0} AS BLOB)", "{0}")
 
 
 def is_among(column: Any, name: str) -> _Function:
-    """SQL for whether the list in the parameter `name` contains the value of a column."""
+    """An SQL condition: the list in the parameter `name` contains the value of `column`."""
     return in_list(column, bindparam(name, type_=ListParameter(column.type)))
 
 
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
-# The approximate number of bytes that a read loads into memory.
+# The approximate number of bytes that one read loads into memory.
 PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
     """How many rows to read next, from 1 to `maximum`, so that they have about PAGE_BYTES.
 
-    The last `count` rows that were read had `size` bytes.
+    `size` is the number of bytes in the last `count` rows.
     """
     return max(1, min(maximum, 4 * count, count * PAGE_BYTES // max(size, 1)))

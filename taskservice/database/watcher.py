@@ -18,13 +18,13 @@ from taskservice.database.transactions import reading
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-# Added to POLL_SECONDS for each watching thread, since all of them read the database after a
+# Added to POLL_SECONDS for each watching thread. All watching threads read the database after a
 # change, which delays other requests.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 
-# A cheap query for each database, whose result changes exactly when a transaction is committed.
+# A cheap query for each database; its result changes with each commit.
 CHANGE_QUERIES = {
     "sqlite": "PRAGMA data_version",
     "postgresql": "SELECT pg_current_snapshot()::text",
@@ -51,7 +51,7 @@ class Watcher:
         self._changed = threading.Condition()
         self._watching = 0
         self._thread: threading.Thread | None = None
-        # The number of polls that found a change.
+        # Incremented to wake the waiting threads.
         self.changes = 0
         resources.on_stop(self.wake)
 
@@ -68,14 +68,14 @@ class Watcher:
                 self._watching -= 1
 
     def wait(self, since: int, seconds: float) -> None:
-        """Return if `changes` differs from `since`, after `seconds`, or if the process stops."""
+        """Wait until `changes` is not `since`, `seconds` have passed, or the process stops."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
             )
 
     def wake(self) -> None:
-        """Wake all waiting threads immediately, as a change would."""
+        """Wake all waiting threads as if the database had changed."""
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
@@ -84,7 +84,8 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # The connection is used for long, so it must not occupy a slot of the pool.
+                    # Remove the connection from the pool, since this thread uses it for a long
+                    # time.
                     connection.detach()
                     self._poll(connection)
             except Exception as error:
@@ -115,24 +116,25 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot that a stream or wait of a user holds, until it is released or `is_over` is true."""
+    """A slot for a stream or a wait of a user; `is_over` is true once another took it."""
 
     user_id: str
     is_stream: bool = False
-    # The link that shows the user's task; empty for a key.
+    # The ID of the link that the request uses; empty if the request uses a key.
     link_id: str = ""
     is_over: bool = False
 
 
 class WaitSlots:
-    """Limits the number of threads that streams and waits use.
+    """Limits the threads for streams, and for waits: requests that wait for a change.
 
     A user can hold all slots while no other user needs a slot. If no slot is free, a user with
-    fewer slots takes a slot from the user with the most, and a stream takes a slot from a wait of
-    the same user, since the client simply repeats a wait that ends early. The oldest wait loses its
-    slot, or the oldest stream if there is no wait; `wake` notifies its thread. Viewers of links
-    hold at most a quarter of the slots, but at least one slot. They share these slots in the same
-    way, by user and then by link, and take no slots from requests with keys.
+    fewer slots takes a slot from the user with the most slots. A stream can also take a slot from a
+    wait of the same user, since a client simply repeats a wait that ends early. The oldest wait
+    loses its slot, or the oldest stream if there is no wait; `wake` then notifies the thread that
+    has lost the slot. Viewers of links hold at most a quarter of the slots, but at least one slot.
+    These slots are shared by the same rules, among users and then among the links of a user.
+    Viewers of links take no slots from requests with keys.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -169,7 +171,8 @@ class WaitSlots:
             losers = [slot for slot in of_user if not slot.is_stream]
         if not losers:
             return False
-        # A wait before a stream; of several, `min` returns the first, which is the oldest.
+        # Prefer a wait to a stream. Of several waits or streams, `min` returns the first, which is
+        # the oldest.
         given_up = min(losers, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True
@@ -180,17 +183,17 @@ class WaitSlots:
 def _of_most(
     slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], new_slot: WaitSlot
 ) -> list[WaitSlot]:
-    """The slots of the owner with the most slots; none if `new_slot`'s owner has about as many."""
+    """The slots of the owner with the most; none if the owner of `new_slot` has almost as many."""
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
-    # Otherwise, two owners would repeatedly take the same slot from each other.
+    # With a difference of only one slot, two owners would repeatedly take it from each other.
     if most <= counts[owner(new_slot)] + 1:
         return []
     return [slot for slot in slots if counts[owner(slot)] == most]
 
 
 def init_app(app: Flask, waits: int) -> None:
-    """Provide the watcher of `app`, and slots for `waits` streams and waits."""
+    """Provide the watcher of `app`, and `waits` slots for streams and waits."""
     watcher = Watcher(resources.find(Database, app).reads.engine)
     resources.provide(app, watcher)
     resources.provide(app, WaitSlots(waits, watcher.wake))

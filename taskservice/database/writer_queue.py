@@ -25,14 +25,14 @@ BLOCKED_SECONDS = 0.5
 class WriterQueue:
     """The queue of all threads and processes that write to an SQLite file.
 
-    If a writer waited for SQLite's lock, it would sleep and retry, and other writers could overtake
-    it for seconds. Instead, threads wait for a lock, and the process whose turn it is holds a lock
-    on a file. Most of the time of a write is its commit. Therefore, a writer leaves its transaction
-    open for a writer that already waits; the last writer commits for all of them, and each writer
-    receives the outcome of this commit.
+    SQLite's own lock has no queue: a writer that waits for this lock sleeps and retries, and other
+    writers can overtake it for seconds. Instead, the threads of a process wait for a Python lock,
+    and the process that writes holds a lock on a file. A commit takes most of the time of a write.
+    Therefore, a writer leaves its transaction open for a writer that already waits; the last writer
+    commits for all of them, and each writer receives the outcome of the commit.
 
-    While another process locks the database, at most half of the `threads` of this process wait for
-    it, so that the other threads can read.
+    While another process locks the database, at most half of the `threads` of this process wait to
+    write, so that the other threads can read.
     """
 
     def __init__(self, database: str | None, threads: int = 16) -> None:
@@ -42,7 +42,7 @@ class WriterQueue:
         self._lock = threading.Lock()
         self._waiting = 0
         self._left_open: _Group | None = None
-        # The time since which the thread that has the turn waits for another process.
+        # When the thread that has the turn began to wait for other processes.
         self._attempt_began = math.inf
         self._blocked = threading.Semaphore(max(1, threads // 2))
 
@@ -144,7 +144,7 @@ class WriterQueue:
 
 
 class _Group:
-    """A transaction that several writers use in turn, with the file lock of this process."""
+    """A transaction that several writers use in turn, while the process holds the file lock."""
 
     def __init__(self, connections: KeptConnections, held: int, until: float) -> None:
         self._connections, self._held = connections, held
@@ -166,13 +166,13 @@ class _Group:
             undo.pop_all()
 
     def has_room(self) -> bool:
-        """Whether another writer may join."""
+        """Whether another writer may join the group."""
         has_time = self._parts < MAX_GROUP and time.monotonic() < self._until
         return has_time and self._is_sound and self._is_in_transaction()
 
     @contextmanager
     def part(self) -> Iterator[Connection]:
-        """The connection for a writer, whose error undoes only the writes of this writer."""
+        """The connection for one writer; an error undoes only the writes of this writer."""
         self._parts += 1
         if self._parts > 1:
             with self._connection.begin_nested():
@@ -192,7 +192,8 @@ class _Group:
                     self._commit()
             finally:
                 self._connections.release(self._connection)
-            # Detects that the files were replaced; the next start would not find the writes then.
+            # Raises an error if the files were replaced, since the next start would not find the
+            # writes.
             self._connections.is_usable(self._driver)
         except BaseException as error:
             self._error = error
@@ -201,7 +202,7 @@ class _Group:
             self._ended.set()
 
     def _commit(self) -> None:
-        # SQLite ends a transaction itself if, for example, the disk is full.
+        # SQLite itself rolls back a transaction if, for example, the disk is full.
         if not self._is_in_transaction():
             raise OperationalError("COMMIT", None, RuntimeError("SQLite has rolled back"))
         try:
@@ -218,6 +219,7 @@ class _Group:
         """Wait for the commit of the group; raises OperationalError if it failed."""
         self._ended.wait()
         if self._error is not None:
-            # A separate error for each writer, since several threads raise it.
+            # Each writer raises a separate error object, since the writers are in different
+            # threads.
             cause = getattr(self._error, "orig", None) or self._error
             raise OperationalError("COMMIT", None, cause) from self._error

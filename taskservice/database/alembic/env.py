@@ -1,4 +1,4 @@
-"""Alembic runs this for each command: migrate the given connection."""
+"""Alembic runs this module for each command, to migrate the database of a given connection."""
 
 from alembic import context
 
