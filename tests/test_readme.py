@@ -234,7 +234,7 @@ def test_every_name_in_a_recipe_is_in_its_file() -> None:
     pairs = re.findall(r"`(\w+)` in\s+`(\w+/[\w/.]+)`", recipes)
     for step in re.findall(r"^\d\. .*(?:\n   .*)*", recipes, re.MULTILINE):
         path = ""
-        for code in re.findall(r"`([^`]+)`", step):
+        for code in re.findall(r"`([^`]+)`", re.sub(r"`\w+` in\s+(?=`\w+/)", "", step)):
             if "/" in code:
                 path = code if "." in code and "NAME" not in code else ""
             elif path and code.isidentifier():

@@ -67,7 +67,8 @@ def with_new_field(folder: Path) -> dict[str, str]:
 
 def test_recipe_of_a_new_field_names_the_files_that_it_needs() -> None:
     text = (ROOT / "docs/contributing/recipes-for-changes.md").read_text()
-    recipe = text.partition("## A new field of a task")[2].partition("To show it to people")[0]
+    _, _, recipe = text.partition("## A new field of a task")
+    recipe, _, _ = recipe.partition("To show the field to people")
     code = re.findall(
         r"^\d\. `taskservice/([a-z_/]+\.py|database/alembic/versions/)`", recipe, re.M
     )
