@@ -1,4 +1,4 @@
-"""The dashboard: pages for people who sign in with an API key; it uses the services of the API."""
+"""The dashboard: web pages for people, which use the same services as the API."""
 
 import hmac
 from inspect import getmembers, isfunction
@@ -57,7 +57,8 @@ dashboard.app_context_processor(lambda: FUNCTIONS)
 
 
 def init_app(app: Flask) -> None:
-    # Services on the same host need different names, since browsers share cookies between ports.
+    # Services on the same host need different cookie names, since browsers share cookies between
+    # ports.
     digest = hmac.digest(str(app.config["SECRET_KEY"]).encode(), b"cookie name", "sha256")
     app.config.update(
         SESSION_COOKIE_NAME=f"taskservice-{digest.hex()[:8]}",

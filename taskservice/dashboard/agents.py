@@ -51,17 +51,18 @@ _put_schema, _start_schema = PutAgentSchema(), StartSchema()
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
 WORST_FIRST = (HANGING, BROKEN, LATE, NO_WORKER, CALLBACK_FAILED)
-# The numbers of tasks in the list and of runs in the plot of the agent page.
+# The number of tasks in the list, and of runs in the plot, on the agent page.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
-# The form that runs an agent contains the input of the agent's newest task, unless it has more
-# characters than this.
+# The form that runs an agent shows the input of the agent's newest task if that input has at most
+# this many characters.
 MAX_EXAMPLE = 8_000
-# An agent fails often if its success rate is below LOW_SUCCESS in at least ENOUGH_RUNS runs.
+# An agent is marked as "fails often" if it has at least ENOUGH_RUNS runs and its success rate is
+# below LOW_SUCCESS.
 LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
-# The fields of `expect` into which a person types a duration.
+# The fields of `expect` whose values are durations.
 _DURATIONS = ("every", "grace", "maxDuration")
-# A page shows "1,000+" for this number of waiting tasks or more.
+# Pages count waiting tasks up to this number, and then show "1,000+".
 MAX_WAITING = 1_000
 
 
@@ -87,7 +88,7 @@ def list_all() -> Response:
 
 
 def _urgency(alarms: attention.Alarms, agent_id: str) -> tuple[bool, int]:
-    """The sort key of an agent that needs attention; muted agents are last."""
+    """The sort key of an agent that needs attention: by urgency, with muted agents last."""
     kinds = alarms[agent_id]
     worst = min(kinds, key=WORST_FIRST.index)
     return bool(kinds[worst][0]["muted"]), WORST_FIRST.index(worst)
@@ -133,7 +134,7 @@ def edit(agent_id: str) -> Response:
             names = {name: form[name] for name in ("name", "description")}
             fields = _put_schema.load({**names, "expect": _expect(form)})
             if fields["expect"] == stored:
-                # The expected runs did not change: setting them again would end the lateness.
+                # Setting unchanged expected runs again would clear the late state of the agent.
                 del fields["expect"]
             agent_service.put(caller, agent.id, fields)
             return redirect_to("agents.show", "Saved.", agent_id=agent.id)
@@ -151,7 +152,7 @@ def edit(agent_id: str) -> Response:
 
 @blueprint.post("/agents/<agent_id>/mute")
 def mute(agent_id: str) -> Response:
-    """Mute an agent for the duration in the form. Without a duration, end the mute."""
+    """Mute an agent for the duration in the form, or unmute it if the duration is empty."""
     caller.require_full_user_key()
     form = first_texts(request.form)
     seconds = typed_seconds(form["duration"])
@@ -184,9 +185,10 @@ def start_form(
     empty: str = "",
     **values: Any,
 ) -> Response:
-    """The form that starts a task: as `begun`, or as submitted, with its errors.
+    """The page with a form that starts a task. A GET shows `begun`. A POST calls `start`, or shows
+    the submitted form with its errors.
 
-    `empty` replaces an empty JSON text.
+    `empty` is the JSON text to use if the submitted JSON text is empty.
     """
     input_form, fault = begun, ""
     if request.method == "POST":
@@ -201,7 +203,9 @@ def start_form(
 
 
 def _start(agent: AgentRow, input_form: InputForm) -> Response:
-    """Start a task, but only once for each form. Raises 422 with the errors of all fields."""
+    """Start a task from the form; submitting the same form again starts no second task. Raises 422
+    with the errors of all fields.
+    """
     form = first_texts(request.form)
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
@@ -225,9 +229,9 @@ def _stored_expect(agent: AgentRow) -> Any:
 
 
 def _expect(form: dict[str, str]) -> dict[str, Any] | None:
-    """The expected runs in a form, None if the form has none. Raises ValidationError."""
+    """The expected runs in a form, or None if there are none. Raises ValidationError."""
     cron, zone = form["cron"].strip(), form["zone"].strip()
-    # A time zone without a cron expression is ignored, since the browser fills it in.
+    # The browser fills in the time zone, so it is ignored without a cron expression.
     expect: dict[str, Any] = {"cron": cron, "timeZone": zone if cron else ""}
     for name in _DURATIONS:
         text = form[name].strip()
@@ -236,13 +240,14 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
             message = f"“{text[:80]}” is not a duration such as 25h."
             raise ValidationError({"expect": {name: [message]}})
     if not expect["every"] and not cron:
-        # Without a schedule, ignore the grace: the form may contain it from an earlier schedule.
+        # Without a schedule, the grace period has no meaning; the form may still contain an earlier
+        # value.
         expect["grace"] = ""
     return {name: value for name, value in expect.items() if value != ""} or None
 
 
 def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
-    """Facts about an agent for a page, from its last runs."""
+    """The data that pages show about an agent, from its last runs."""
     health = agent_service.health(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]

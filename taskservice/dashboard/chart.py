@@ -10,14 +10,14 @@ from taskservice.dashboard import formatting
 from taskservice.database.rows import EndedTaskRow
 from taskservice.services.agents import Number, seconds
 
-# The plot of an agent's last runs: their durations over the times at which they ended.
+# The plot of an agent's last runs: duration against end time.
 
-# With fewer dots than this, there is no plot.
+# Minimum number of dots in a plot or chart.
 MIN_DOTS = 3
 # The height of the plot in pixels.
 PLOT_HEIGHT = 160
-# The lines of the scale in seconds. The scale is logarithmic, since durations differ by orders of
-# magnitude.
+# The lines of the scale: duration in seconds -> label. The scale is logarithmic, since durations
+# differ by orders of magnitude.
 TICKS = {
     0.01: "0.01 s", 0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3_600: "1 h",
     36_000: "10 h", 86_400: "1 d", 864_000: "10 d", 8_640_000: "100 d", 86_400_000: "1000 d",
@@ -25,12 +25,12 @@ TICKS = {
 
 
 def plot(runs: Sequence[EndedTaskRow], usual: float | None) -> dict[str, Any] | None:
-    """The plot of finished tasks, oldest first; None if few of them were ever claimed."""
+    """The plot of finished tasks, oldest first, or None if too few of them were claimed."""
     lasted = [(task, duration) for task in runs if (duration := seconds(task)) is not None]
     if len(lasted) < MIN_DOTS:
         return None
     durations = [duration for _, duration in lasted]
-    # The scale ends at the nearest ticks below and above all durations.
+    # The scale extends from the nearest tick below all durations to the nearest tick above.
     low = max((tick for tick in TICKS if tick <= min(durations)), default=min(TICKS))
     high = min((tick for tick in TICKS if tick > max(durations)), default=max(TICKS))
 
@@ -55,16 +55,16 @@ def _share(value: float, first: float, last: float) -> float:
 
 # The charts of the numbers in an agent's outputs.
 
-# The size of a chart, and the space for half a dot, in SVG units.
+# The size of a chart, and the margin that keeps dots inside it, in SVG units.
 SERIES_WIDTH, SERIES_HEIGHT, DOT = 300, 60, 5
 
 
 def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
-    """The chart of at least MIN_DOTS numbers, oldest first; a point is (number, x, y)."""
+    """The chart of at least two numbers, oldest first. A point is (number, x, y), in SVG units."""
     # Imported here, since few requests need this module.
     from statistics import median
 
-    # Decimals, since an integer can be larger than any float.
+    # Decimals, since a JSON integer can be too large for a float.
     values = [Decimal(number.text) for number in numbers]
     low, high = min(values), max(values)
     step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)
@@ -79,7 +79,7 @@ def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
 
 
 def _amount(value: Decimal) -> str:
-    """A number for people, such as 1,843 or 0.0413; 1.2e+30 if it is very large or small."""
+    """A readable number: 1,843 or 0.0413, but 1.2e+30 if it is very large or small."""
     if value and not Decimal("0.0001") <= abs(value) < Decimal("1e15"):
         return f"{value:.4g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".")

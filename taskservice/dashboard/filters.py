@@ -1,4 +1,4 @@
-"""The filters of the list of tasks, and links that change them."""
+"""The filters of the task list, and URLs that change the filters."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ from taskservice.services.lists import WAITING, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
-# Choice for the start of a task -> its text on the page, its filter, and the age in seconds.
+# Value of the "Started" field -> its text on the page, the filter of the API, and an age in
+# seconds.
 DAY = 86_400
 STARTED = {
     "1h": ("in the last hour", "createdAfter", 3_600),
@@ -33,7 +34,7 @@ STARTED = {
     "before-90d": ("older than 90 days", "createdBefore", 90 * DAY),
     "before-1y": ("older than a year", "createdBefore", 365 * DAY),
 }
-# The filters that only the page has, and their values.
+# Filters that the page has but the API does not, and their values.
 OWN_FILTERS = {"started": tuple(STARTED), "callback": (PENDING, FAILED)}
 # Filter -> its name on the page.
 WORDS = {
@@ -52,10 +53,10 @@ WORDS = {
     "createdBefore": "Started before",
     "finishedAfter": "Ended after",
 }
-# An order that only the page has.
+# A sort order that the page has but the API does not.
 LONGEST_FIRST = "duration"
 PAGE_SIZE = 50
-# Tab -> the filters that the tab sets. It also removes the filters of the other tabs.
+# Tab -> the filters that the tab sets. Choosing a tab removes the filters of the other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
     HANGING: {"hanging": "true"},
@@ -69,7 +70,7 @@ TABS: dict[str, dict[str, str]] = {
 OF_TABS = ("status", "errorType", "claimed", "hanging")
 # The filters that have a field in the form. The form does not change other filters.
 IN_FORM = ("q", "agentId", "started", "callback", "sort")
-# The position in the list: the page, and the tasks whose children are shown.
+# The parameters for the position in the list: the page, and the tasks whose children are shown.
 OF_PLACE = ("cursor", "open")
 
 list_query_schema = ListQuerySchema()
@@ -78,9 +79,10 @@ list_query_schema = ListQuerySchema()
 def load(
     sent: Mapping[str, str] | None = None, schema: Schema = list_query_schema
 ) -> tuple[dict[str, Any], Selection]:
-    """The filters in the query string: as the query of the API's list, and as a selection.
+    """The filters in the query string, as a query of the API's task list and as a Selection.
 
-    `sent` replaces the query string, and `schema` the schema of the list. Raises 403 and 422.
+    `sent` is used instead of the query string, and `schema` instead of the schema of the task list.
+    Raises 403 and 422.
     """
     sent = first_texts(request.args) if sent is None else sent
     values: dict[str, Any] = {"limit": str(PAGE_SIZE), **sent}
@@ -109,7 +111,9 @@ def labels() -> list[str]:
 
 
 def list_url(**changes: Any) -> str:
-    """The first page of this list with these filters; None or an empty list removes a filter."""
+    """The URL of the first page of the list with these filters; None or an empty list removes a
+    filter.
+    """
     place = dict.fromkeys(OF_PLACE)
     return url_for("dashboard.tasks.list_all", **arguments(**place | changes))
 
@@ -120,25 +124,31 @@ def opened() -> list[str]:
 
 
 def url_of_children(task_id: str) -> str:
-    """The URL of this page that shows or, if they are shown, hides the children of a task."""
+    """The URL that toggles whether this page shows the children of a task."""
     ids = [other for other in opened() if other != task_id]
     ids += [task_id] if len(ids) == len(opened()) else []
     return list_url(cursor=request.args.get("cursor"), open=ids)
 
 
 def is_folded(selection: Selection) -> bool:
-    """Whether the list shows children only under their parents, which filters could hide."""
+    """Whether the list shows child tasks only under their parents. A filtered list does not, since
+    a filter can hide the parent.
+    """
     return caller.agent_id is None and selection == Selection(sort=selection.sort)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
-    """The query string with these changes; None or an empty list removes an argument."""
+    """The arguments of the query string with these changes; None or an empty list removes an
+    argument.
+    """
     changed = request.args.to_dict(flat=False) | changes
     return {name: value for name, value in changed.items() if value}
 
 
 def without_empty_fields() -> Response | None:
-    """A redirect to this page without the empty fields of its form; None if no field is empty."""
+    """A redirect that removes the empty fields of the form from the URL, or None if no field is
+    empty.
+    """
     pairs = list(request.args.items(multi=True))
     filled = [pair for pair in pairs if pair[1]]
     if filled == pairs:
@@ -151,17 +161,17 @@ def tab_url(tab: str) -> str:
 
 
 def is_tab(tab: str) -> bool:
-    """Whether this tab is open."""
+    """Whether this tab is the current tab."""
     return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
 
 
 def label_url(label: str, **changes: Any) -> str:
-    """The URL of this list with another label and these changes."""
+    """The URL of this list with an additional label and these changes."""
     return list_url(**changes, label=list(dict.fromkeys([*labels(), label])))
 
 
 def chosen() -> list[tuple[str, str, str]]:
-    """The filters that are not set by a tab: name, text, and the URL of the list without it."""
+    """The filters not set by the current tab: (name, text, URL of the list without the filter)."""
     is_of_tab = any(map(is_tab, TABS))
     filters = []
     for name, texts_of_name in texts(request.args).items():
@@ -173,7 +183,7 @@ def chosen() -> list[tuple[str, str, str]]:
 
 
 def text_of(name: str, text: str) -> str:
-    """The text that the page shows for a filter, after the name from WORDS."""
+    """The text that the page shows for the value of a filter."""
     return STARTED[text][0] if name == "started" else text
 
 
@@ -183,13 +193,13 @@ def hidden_filters() -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if name not in (*IN_FORM, *OF_PLACE)]
 
 
-# A prefix of a task's ID, without hyphens.
+# The first 8 to 32 hexadecimal digits of a task ID.
 _DIGITS = re.compile("[0-9a-f]{8,32}")
 
 
 def destination() -> str | None:
-    """The URL for the text in the search box: of a task, if it is an ID, or of the list with this
-    label; None if the text is a part of a name.
+    """The URL of a task if the text in the search box is its ID, or of the list with a label if the
+    text is a label of tasks; None if the text is a part of a name.
     """
     text = first_texts(request.args).get("q", "").strip()
     digits = text.lower().replace("-", "")
@@ -197,7 +207,7 @@ def destination() -> str | None:
         ids = lists.ids_with_prefix(caller, digits)
         if len(ids) == 1:
             return url_for("dashboard.tasks.show", task_id=ids[0])
-    # Labels are shown with a colon, and typed in commands with an equals sign.
+    # The page shows labels with a colon, but people type them in commands with an equals sign.
     key, value = [*re.split("[=:]", text, maxsplit=1), ""][:2]
     if terms.label_problem(key, value) is None:
         label = f"{key}:{value}"

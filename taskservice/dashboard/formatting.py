@@ -1,4 +1,4 @@
-"""Functions for the templates: JSON, numbers, times, durations, states."""
+"""Functions for the templates, which format JSON, numbers, times and states."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ MAX_LINE = 300
 
 
 def pretty(text: str) -> str:
-    """The JSON text with indents; numbers are unchanged."""
+    """The JSON text with indentation; control characters are escaped."""
     value = strict_json.loads(text.encode())
     return escaped_lines(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
@@ -37,7 +37,7 @@ def number(value: int) -> str:
 
 
 def utc_text(text: str) -> str:
-    """A time such as 24 Nov 2026, 13:36:05 UTC, which page.js replaces by the local time."""
+    """A time such as 24 Nov 2026, 13:36:05 UTC, which page.js replaces with the local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
@@ -48,19 +48,21 @@ def state_of(row: Any) -> str:
 
 
 def outcome_of(row: Any) -> str:
-    """The state of a task: its status, or the type of its error."""
+    """The type of a task's error, or the state of a task that has no error."""
     return str(row.error_type or state_of(row))
 
 
 def reason(row: Any, log_end: str = "") -> str:
-    """A line for a table: why a task failed, or the note of a running task; empty for others."""
+    """The line below a task in a table: the note of a running task, or the reason for a failure;
+    otherwise empty.
+    """
     if row.status == RUNNING:
         return row.note or ""
     return reason_line(row.error_message or "", log_end)[:MAX_LINE]
 
 
 def is_generic(row: Any) -> bool:
-    """Whether a task failed with a message that contains no reason."""
+    """Whether a failed task's message contains no reason, such as an exit status alone."""
     return row.error_type == FAILED and reasons.is_generic(row.error_message)
 
 

@@ -25,7 +25,7 @@ from taskservice.services import agents, attempts, hooks
 blueprint = Blueprint("hooks", __name__)
 blueprint.before_request(lambda: caller.require_full_user_key())
 
-# Format -> the kind of its receivers, examples of them, and a description of their addresses.
+# Format -> the kind of receiver, examples of receivers, and a description of the address.
 FORMATS = {
     terms.NTFY: (
         "Phone",
@@ -40,7 +40,7 @@ FORMATS = {
     terms.MAIL: ("Email", "", "the email address"),
     terms.STANDARD: ("Program", "signed webhooks", "its URL"),
 }
-BY_ADDRESS = ""  # the choice that the address determines the format
+BY_ADDRESS = ""  # the format depends on the address
 
 
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
@@ -68,7 +68,7 @@ def list_all() -> Response:
 
 
 def _create(content: Json) -> Response:
-    """Add the hook that a form describes. Raises 409, 422 and ValidationError."""
+    """Add a hook from the content of the form. Raises 409, 422 and ValidationError."""
     target, kind = content["target"].strip(), content["format"]
     if kind in (terms.MAIL, BY_ADDRESS) and ":" not in target and "@" in target:
         target = f"mailto:{target}"
@@ -99,7 +99,7 @@ def show(hook_id: str) -> Response:
 
 @blueprint.get("/notifications/<hook_id>/deliveries/<delivery_id>")
 def show_body(hook_id: str, delivery_id: str) -> Response:
-    """The body that a program receives, with the current state of its task."""
+    """The JSON body of a delivery to a program, with the current state of its task."""
     body = attempts.body_of(hooks.get(caller, hook_id), delivery_id)
     return Response(body, content_type="application/json")
 
@@ -137,12 +137,12 @@ def delete(hook_id: str) -> Response:
 @blueprint.post("/notifications/<hook_id>/deliveries/<delivery_id>")
 def redeliver(hook_id: str, delivery_id: str) -> Response:
     hooks.redeliver(caller, hook_id, delivery_id)
-    message = "It is being delivered again."
+    message = "The notification is being delivered again."
     return redirect_to("hooks.show", message, hook_id=hook_id, _anchor="deliveries")
 
 
 def _shown(hook: HookRow) -> dict[str, Any]:
-    """A hook for the templates."""
+    """The fields of a hook, as the templates show them."""
     shown = {
         "target": hook.target.removeprefix("mailto:"),
         "kind": FORMATS[hook.format][0],
@@ -165,7 +165,7 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
-    answers = "Anyone who gets a message can answer its question by a link, without a key."
+    answers = "A message about a question has a link, with which anyone can answer without a key."
     properties: Json = {
         "target": _property("Address", addresses),
         "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),
@@ -174,16 +174,16 @@ def _form_schema() -> Json:
         ),
         "after": _property(
             "Failures in a row",
-            "After this number, this address is notified that an agent is broken.",
+            "The number of failures after which this address is notified that an agent is broken.",
             type="integer",
             default=1,
             minimum=1,
             maximum=terms.MAX_AFTER,
         ),
-        "name": _property("Name", "By default the address without its secret part."),
+        "name": _property("Name", "By default, the address without its secret part."),
         "agentId": _property("Only for the agent", enum=agents.ids(caller, agents.MAX_CHOICES)),
         "label": _property("Only for tasks with the label", "Such as env:prod."),
-        "token": _property("Access token", "For an ntfy server that requires one."),
+        "token": _property("Access token", "For an ntfy server that requires an access token."),
     }
     required = ["target", "format", "events"]
     if config["PUBLIC_URL"]:
@@ -203,7 +203,7 @@ def _choice(title: str, titles: Mapping[str, str], description: str = "", **keyw
 
 
 def _link_warning() -> str:
-    """The problem with the links in messages, and the remedy; empty if they work."""
+    """A warning if messages have no links or their links work only on this machine; or empty."""
     url: str = current_app.config["PUBLIC_URL"]
     if url and not is_loopback(urlsplit(url).hostname or ""):
         return ""

@@ -10,7 +10,7 @@ from taskservice.services import agents, attention, hooks
 
 blueprint = Blueprint("inbox", __name__)
 
-# Maximum number of questions whose forms are unfolded.
+# Maximum number of questions whose forms are expanded.
 SHOWN_QUESTIONS = 3
 
 

@@ -20,7 +20,7 @@ blueprint.before_request(lambda: caller.require_full_user_key())
 
 create_key_schema = CreateKeySchema()
 
-# The choices for the lifetime of a key -> the number of days; 0 for no limit.
+# Choice of a key's lifetime -> the number of days; 0 means that the key does not expire.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 # Maximum number of valid keys, and of invalid keys, on the page.
 MAX_KEYS = 500
@@ -28,7 +28,9 @@ MAX_KEYS = 500
 
 @blueprint.route("/keys", methods=["GET", "POST"], strict_slashes=False)
 def list_all() -> Response:
-    """List the keys, or create a key. No redirect, since only this response shows the new key."""
+    """List the keys, or create a key. A POST is not redirected, since only this response shows the
+    key.
+    """
     new = None
     if request.method == "POST":
         new = create_once(
@@ -55,7 +57,9 @@ def list_all() -> Response:
 
 @blueprint.post("/keys/sign-in-link")
 def sign_in_elsewhere() -> Response:
-    """Create a link for another device. There is no redirect: only this response shows the link."""
+    """Create a sign-in link for another device. The response is not a redirect, since only this
+    response shows the link.
+    """
     # Imported here, since few requests need this module.
     import segno
 
@@ -84,7 +88,7 @@ def rotate() -> Response:
 
 
 def _fields() -> dict[str, Any]:
-    """The fields of the form, as in the JSON body of the API."""
+    """The fields of the form, converted to the JSON body of the API."""
     form = first_texts(request.form)
     if form["expires"] not in EXPIRIES:
         raise invalid({"expires": ["Must be one of the choices."]})

@@ -31,7 +31,7 @@ dashboard.before_request(ignore_dates)
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
-# The pages of links, which need no session.
+# The blueprints of links, whose pages need no session.
 PUBLIC = {"dashboard.answer_links", "dashboard.shared", "dashboard.sign_in_links"}
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Their links to tasks contain the URL of the list, as `?back=`.
@@ -42,7 +42,7 @@ LISTS = {
     "dashboard.agents.list_all",
     "dashboard.agents.show",
 }
-# Maximum length of the URL in `back`, so that these links do not become too long.
+# Maximum length of the URL in `back`.
 MAX_BACK = 2_000
 KEEP_BACK = {
     "dashboard.tasks.show",
@@ -52,11 +52,11 @@ KEEP_BACK = {
     "dashboard.managed.redeliver",
 }
 
-# By the header, page.js distinguishes a deleted task from a 404 of a proxy.
+# The header lets page.js distinguish a deleted task from a 404 that a proxy sends.
 GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
-# Images in the outputs of tasks have `data:` URLs. Only page.js can turn text into HTML, by its
-# policy `own-page`, for pages of this service.
+# `data:` is for images in the outputs of tasks. Only page.js can turn text into HTML, with the
+# Trusted Types policy `own-page`.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -66,7 +66,7 @@ POLICY = (
 
 @dashboard.before_request
 def require_session() -> Response | None:
-    """Redirect visitors without a session to the sign-in page; check IDs and tokens of forms."""
+    """Redirect visitors without a session to the sign-in page; check CSRF tokens and path IDs."""
     is_public = request.endpoint in (STATIC, ICON) or request.blueprint in PUBLIC
     if is_public or not resume_session():
         request.max_content_length = MAX_BODY_WITHOUT_KEY
@@ -83,7 +83,7 @@ def require_session() -> Response | None:
 
 @dashboard.after_request
 def set_security_headers(response: Response) -> Response:
-    """Prevent caches from storing pages, code of others in pages, and pages in frames."""
+    """Set headers that prevent caching, code from other sites, and display in frames."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Referrer-Policy", "same-origin")
@@ -100,7 +100,7 @@ def error_page(error: Exception) -> Response:
     """The page for an error that the API would return as a problem."""
     problem = errors.from_exception(error)
     if request.blueprint in PUBLIC and problem.status in (404, 409):
-        # The same page whether the link was used, was revoked, has expired or never existed.
+        # The page is the same whether the link was used, was revoked, has expired or never existed.
         return page("answer_link.html", 404)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
@@ -114,9 +114,9 @@ def unknown_page(error: HTTPException) -> Response:
     media_type = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if media_type != "text/html" or request.path.startswith(API_PREFIX):
         return errors.respond(errors.from_exception(error))
-    # Paths of links need no session, so that a proxy may leave them out of its sign-in.
+    # A proxy may exempt the paths of links from its sign-in, so these paths use no session.
     if not request.path.startswith(("/shared/", "/answer/", "/sign-in/")):
-        # Raised for a person whose name the proxy sends and who has no key.
+        # `resume_session` raises Problem if the proxy sends the name of a person who has no key.
         with suppress(Problem):
             resume_session()
     return set_security_headers(error_page(error))
@@ -132,7 +132,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag. A GET that sends the same ETag gets a 304."""
     # Whether the session's key has the right to cancel, delete and answer.
     can_manage = "signed_in" in g and caller.can_manage
-    # The items are not read for an error, which can mean that the database is unavailable.
+    # Error pages do not read the items, since the database may be unavailable.
     items = attention_items() if "signed_in" in g and status < 500 else []
     values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage}
     values |= {"attention": items, "inbox": attention.counts(items)}
@@ -140,14 +140,14 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def attention_items() -> list[dict[str, Any]]:
-    """The items that need attention, read once for a page."""
+    """The items that need attention, read at most once per request."""
     if "attention" not in g:
         g.attention = attention.items(caller)
     return cast(list[dict[str, Any]], g.attention)
 
 
 def html_response(html: str | bytes, status: int = 200) -> Response:
-    """A response with HTML and an ETag, as `page` returns."""
+    """A response with HTML and an ETag, or a 304 if the client sends the same ETag."""
     response = Response(html, status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
@@ -167,7 +167,7 @@ def redirect_to(endpoint: str, message: str = "", **values: Any) -> Response:
 
 
 def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
-    """The texts of a form or query string as the API expects them: no NUL, and LF as line ends."""
+    """The texts of a form or query string as the API expects them: no NUL, and LF line endings."""
     return {
         name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts]
         for name, texts in values.lists()
@@ -175,15 +175,17 @@ def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
 
 
 def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
-    """Like `texts`, but with only the first text of each name, and empty text for other names."""
+    """Like `texts`, but with only the first text of each name; a missing name has an empty text."""
     return defaultdict(
         str, {name: texts_of_name[0] for name, texts_of_name in texts(values).items()}
     )
 
 
 def endpoint_of(path: str) -> str:
-    """The endpoint of the page at `path`, a path with its query; empty if there is no such page."""
-    # Routes match any number of slashes, but for a browser, //agents names a host.
+    """The endpoint of the page at `path`, which can include a query; empty if there is no such
+    page.
+    """
+    # Flask's routes match //agents too, but a browser treats //agents as a host name.
     if not path.isprintable() or not path.startswith("/") or path.startswith("//"):
         return ""
     try:
@@ -201,14 +203,14 @@ def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
 
 
 def documentation(page: str) -> str:
-    """The address of a page of the documents, or its path if the documents are not served."""
+    """The URL of a page of the documentation, or its path if the documentation is not available."""
     has_pages = os.path.isdir(current_app.blueprints["help"].static_folder or "")
     url = flask.url_for("help.static", filename="") if has_pages else ""
     return terms.documentation(page, terms.DOCUMENTATION_URL or url)
 
 
 def way_back() -> str:
-    """The URL of this list, or of the list that led to this page; empty without any filter."""
+    """The URL of this list, or of the list that links to this page; empty without filters."""
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
     is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS
@@ -217,7 +219,7 @@ def way_back() -> str:
 
 @dashboard.url_defaults
 def keep_way_back(endpoint: str, values: dict[str, Any]) -> None:
-    """Add the URL of the list to links to tasks, in the list and in the pages after it."""
+    """Add `back`, the URL of the list, to links to tasks and their forms."""
     if endpoint in KEEP_BACK and (path := way_back()):
         values.setdefault("back", path)
 
@@ -226,7 +228,7 @@ def _to_sign_in() -> Response:
     path = request.full_path.rstrip("?")
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
-        # After the sign-in, show the page with the form.
+        # After the sign-in, return to the page that contains the form.
         referrer = url_parts(request.referrer or "")
         query = f"?{referrer.query}" if referrer.query else ""
         path = f"{referrer.path.removeprefix(request.script_root)}{query}"

@@ -1,4 +1,4 @@
-"""Questions on pages and for answer links: a form while a question is open, then its outcome."""
+"""Forms for open questions, and outcomes of closed questions, on pages and for answer links."""
 
 import re
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN
 blueprint = Blueprint("questions", __name__)
 answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
-# Maximum number of tasks whose forms the Inbox contains; the oldest tasks are shown.
+# Maximum number of tasks whose questions the Inbox shows; the oldest tasks are shown.
 SHOWN_TASKS = 10
-# Maximum number of questions on the task page that are no longer open.
+# Maximum number of closed questions on the task page.
 SHOWN_ENDED = 20
 # Maximum number and length of options that are shown as buttons.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
-# The first line of a code block in Markdown; its last line is a fence of the same length.
+# The line that opens a code block in Markdown; a fence of the same length closes the block.
 FENCE = re.compile(r"(`{3,})[^`]*")
 # Maximum number of characters of a task's input in the Inbox, including an ellipsis.
 MAX_INPUT = 81
@@ -48,7 +48,7 @@ def answer(task_id: str, question_id: str) -> Response:
         content, errors = submitted(question, typed)
         if not errors or not is_open:
             _answer(task_id, question, content)
-            # Back to the page with the form: the Inbox or, by default, the task page.
+            # Return to the page that contains the form: the Inbox or, by default, the task page.
             return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
     elif not is_open:
         return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
@@ -62,8 +62,8 @@ def answer(task_id: str, question_id: str) -> Response:
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> None:
-    """Answer the question, or decline it if `content` is None; show the result, or the outcome if
-    the question is no longer open.
+    """Answer the question, or decline it if `content` is None. The next page shows a message with
+    the result, or with the earlier outcome if the question was already closed.
     """
     try:
         action = DECLINE if content is None else ACCEPT
@@ -76,7 +76,7 @@ def _answer(task_id: str, question: Json, content: Json | None) -> None:
 
 
 def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
-    """The answer in a submitted form, None if the person declines; and the errors of the fields."""
+    """The answer in a submitted form, or None if the person declines, and the errors by field."""
     if request.form.get("action") == DECLINE:
         return None, {}
     schema = question["schema"]
@@ -86,12 +86,12 @@ def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
 
 
 def outcome_text(question: Json, content: Json | None) -> str:
-    """The message after an answer, or after the question was declined if `content` is None."""
+    """The message that confirms an answer, or that the person declined if `content` is None."""
     return "Declined." if content is None else f"Answered: {_answer_text(question, content)}"
 
 
 def _closed_sentence(question: Json) -> str:
-    """The message for a question that is no longer open, with its answer."""
+    """The message that a question is already closed, with its answer if it was answered."""
     name = question["answeredBy"]
     by = f" by {'an answer link' if name == LINK else f'key “{name}”'}" if name else ""
     if question["state"] != ANSWERED:
@@ -117,25 +117,26 @@ def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
 
 
 def loaded(row: QuestionRow) -> Json:
-    """The question of a row as the API returns it."""
+    """A stored question as the API returns it."""
     return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 
 
-# Questions as the API returns them, for the Inbox and the task page. An open question has
-# additional members: `taskId`, `fields` and `buttons`. `parts` is the message.
+# Questions for the Inbox and the task page: a question as the API returns it, with `parts`, which
+# are the texts and code blocks of its message. An open question also has `taskId`, `fields` and
+# `buttons`.
 
 
 def form(
     question: Json, task_id: str | None, typed: Texts | None = None, errors: Errors | None = None
 ) -> Json:
-    """The form of an open question; without `task_id`, the form of its answer link."""
+    """An open question with its form. On the page of an answer link, `task_id` is None."""
     fields = schema_form.fields(question["schema"], typed, errors)
     extra = {"taskId": task_id, "fields": fields, "buttons": _buttons(fields)}
     return {**question, **extra, "parts": _parts(question["message"])}
 
 
 def _parts(message: str) -> list[tuple[str, str | None]]:
-    """The texts of a message, each with the code block that follows it, if there is one."""
+    """The message as pairs of a text and the code block that follows the text, or None."""
     lines = message.replace("\r\n", "\n").split("\n")
     last = {line: number for number, line in enumerate(lines)}
     parts: list[tuple[str, str | None]] = []
@@ -151,7 +152,7 @@ def _parts(message: str) -> list[tuple[str, str | None]]:
 
 
 def _buttons(fields: Sequence[Field]) -> list[Choice]:
-    """The options of the only field, if they are few and short."""
+    """The options of the only field if they are few and short; otherwise an empty list."""
     if len(fields) != 1 or fields[0].kind != CHOICE or not fields[0].is_required:
         return []
     choices = fields[0].choices
@@ -165,7 +166,7 @@ def forms(task: Any) -> list[Json]:
 
 
 def ended(task_id: str) -> list[Json]:
-    """The last questions of a task that are no longer open, newest first, with answers as text."""
+    """The last closed questions of a task, newest first, with their answers as text."""
     questions = map(loaded, question_service.ended(task_id, SHOWN_ENDED))
     return [
         {
@@ -178,7 +179,7 @@ def ended(task_id: str) -> list[Json]:
 
 
 def asking(caller: Caller) -> list[Json]:
-    """The open questions of the caller's oldest asking tasks, with the tasks; oldest first."""
+    """The open questions of the oldest tasks with questions, oldest first, each with its task."""
     asked = [
         {
             "task": task,
@@ -196,9 +197,10 @@ def asking(caller: Caller) -> list[Json]:
 
 @answers.route("/<path:token>", methods=["GET", "POST"])
 def answer_by_link(token: str) -> Response:
-    """Show the form, or answer. The token in the link replaces a session and the CSRF token.
+    """Show the form of a question, or answer the question. Access requires only the token in the
+    link, no session and no CSRF token.
 
-    Link previews get the form too, but can't answer.
+    A link preview sends only a GET, so it can't answer.
     """
     row = links.find_question(token)
     question, typed, errors = loaded(row), None, Errors()
