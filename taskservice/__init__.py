@@ -2,5 +2,5 @@
 
 try:
     from taskservice._version import __version__ as __version__
-except ModuleNotFoundError:  # the package is not built
+except ModuleNotFoundError:  # the package has not been built
     __version__ = "0.1.0.dev0"

@@ -1,4 +1,4 @@
-"""`python -m taskservice` is the command `taskservice`."""
+"""Runs the command `taskservice` for `python -m taskservice`."""
 
 from taskservice.cli import main
 

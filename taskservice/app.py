@@ -20,14 +20,14 @@ from taskservice.web.responses import FastResponse, LongListSlots
 class LazyRule(Rule):
     """A rule that compiles its URL builder when its first URL is built."""
 
-    # Compiling the builders of all routes would take a twentieth of the time of a start.
+    # Compiling the builders of all routes would take 5% of the startup time.
     def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
         compiled = cache(partial(super()._compile_builder, append_unknown))
         return lambda rule, **values: compiled()(rule, **values)
 
 
 class Service(Flask):
-    """Flask without asynchronous views."""
+    """A Flask app that has no asynchronous views."""
 
     url_rule_class = LazyRule
 
@@ -37,7 +37,7 @@ class Service(Flask):
 
 
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
-    """Create the service, by default with the environment's settings, and upgrade the database.
+    """Create the service and upgrade the database; by default, read settings from the environment.
 
     Raises `config.ConfigError` if a setting in the environment is invalid, and
     `migrations.DatabaseError` if the database cannot be used, or if it does not exist and

@@ -44,7 +44,7 @@ class Caller(NamedTuple):
 
     @property
     def scope(self) -> dict[str, str | None]:
-        """The parameters of `visible_tasks`, `visible_agents` and `visible_keys`."""
+        """The bind parameters of `visible_tasks`, `visible_agents` and `visible_keys`."""
         return {"caller_user_id": self.user_id, "caller_agent_id": self.agent_id}
 
     def require_user_key(self) -> None:
@@ -66,21 +66,21 @@ _agent_id = bindparam("caller_agent_id", type_=Text())
 visible_tasks = (Task.user_id == _user_id) & (_agent_id.is_(None) | (Task.agent_id == _agent_id))
 visible_agents = (Agent.user_id == _user_id) & (_agent_id.is_(None) | (Agent.id == _agent_id))
 visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
-# For lists, which filter by agent separately, since the `OR` above would prevent SQLite from using
-# an index.
+# Lists use this condition and filter by agent separately, since the `OR` above would prevent SQLite
+# from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
-# For joins, since an agent's ID is unique only for its user.
+# Joins compare both columns, since an agent's ID is unique only within its user.
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
-# Creates the text of an API key, and checks its form without reading the database.
+# The text of an API key is created and checked without reading the database.
 
 USER_PREFIX = "tsk_user_"
 READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
-_RANDOM_LENGTH = 40  # characters out of 62, which have 238 random bits
-# The 6 characters of the checksum are computed as three pairs, which is faster.
+_RANDOM_LENGTH = 40  # characters from an alphabet of 62: 238 random bits
+# The 6 characters of the checksum are computed as three pairs, for speed.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _CHECKSUM_LENGTH = 6
 _SHAPE = re.compile(rf"tsk_(?:user|agent|read)_[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}")
@@ -138,27 +138,31 @@ _LINK_BY_ID = Statement[KeyRow](_LINKS.where(Link.id == bindparam("value")))
 
 
 def find(statement: Statement[KeyRow], value: str, now: str) -> KeyRow | None:
-    """The valid key or link with its `user_name`, or None."""
+    """The key or link with its `user_name`, or None if it is not valid."""
     return read_one(statement, value=value, now=now)
 
 
-# The headers that can contain a key; this is also the value of `Vary`.
+# The headers that can contain a key, as the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
-# The errors that a read or a write raises if the user of the request was deleted in between.
+# The errors of a read or a write if the user is deleted during the request.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
-MINUTE = len("2026-11-24T13:36")  # the length of a time as text, up to the minute
+MINUTE = len("2026-11-24T13:36")  # the length of a timestamp without its seconds
 T = TypeVar("T")
 
 
-# The time of the last use of each key, by ID. Maintenance stores these times, so no GET writes.
+# The time of the last use of each key, by the key's ID. Maintenance stores these times, so that
+# GET requests need no writes.
 key_uses: dict[str, str] = {}
-# The time of the last claim of a worker, by user and agent.
+# The time of the last claim by a worker, by user ID and agent ID.
 worker_claims: dict[tuple[str, str], str] = {}
 
 
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:
-    """Empty `uses`, to which other threads can add; returns its times without their seconds."""
+    """Remove all times from `uses`, and return them rounded down to the minute.
+
+    Other threads can add times at the same time.
+    """
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 
 
@@ -178,7 +182,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     """
     credentials = authorization.split(",") if authorization else []
     if not any(text.lower().split()[:1] == [BEARER] for text in credentials):
-        # Another scheme, such as Basic, is meant for a proxy.
+        # Credentials of another scheme, such as Basic, are meant for a proxy.
         return apikey or ""
     # If a header was sent twice, gunicorn joins the values with a comma, which no key contains.
     if len(credentials) > 1:
@@ -190,7 +194,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
 
 def valid_key(text: str, now: str) -> KeyRow:
-    """The valid key with this text; otherwise raises 401, without the reason."""
+    """The valid key with this text. If there is none, raises 401 without the reason."""
     key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
         raise invalid_key()
@@ -213,7 +217,7 @@ def authenticate_link(token: str) -> None:
 
 
 def still_valid() -> KeyRow | None:
-    """The key or link of this request, or None if it was revoked or has expired in between."""
+    """The key or link of this request, or None if it is no longer valid."""
     return find(_LINK_BY_ID if caller.task_id else KEY_BY_ID, caller.key_id, clock.now())
 
 

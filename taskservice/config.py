@@ -20,8 +20,8 @@ from taskservice.webhooks import destinations
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The minimum length of the key, which signs sessions. With a key that can be guessed, sessions
-# could be forged.
+# The minimum length of the key that signs sessions: with a key that can be guessed, sessions could
+# be forged.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
 # Variables of the client, which the service ignores without a warning.
@@ -33,9 +33,9 @@ class ConfigError(Exception):
 
 
 def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    """A parser of numbers of a unit, or of whole numbers if there is no unit."""
+    """A parser of numbers with decimals if there is a unit, otherwise of whole numbers."""
     name, kind = (f"number of {unit}", float) if unit else ("whole number", int)
-    # Python would also read 1e9, 1_000, spaces, and the digits of other scripts.
+    # `int` and `float` would also accept 1e9, 1_000, spaces, and the digits of other scripts.
     shape = re.compile(r"[0-9]{1,15}" + (r"(\.[0-9]{1,15})?" if unit else ""))
 
     def parse(text: str) -> float:
@@ -111,7 +111,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings; each has the name of its environment variable, without the prefix."""
+    """The settings, named after their environment variables without the prefix."""
 
     DATA: Path = _setting(Path("instance"), Path, "Directory for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
@@ -128,7 +128,7 @@ class Config:
     WAITS: int = _setting(
         200,
         _number(1, 1000),
-        "Streams and waits that each server process allows, in addition to `THREADS`.",
+        "Maximum streams and waiting requests of a server process, in addition to `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
         0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
@@ -163,7 +163,7 @@ class Config:
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _number(1024, 1024 * 1024 * 1024),
-        "Maximum size in bytes of an append to a log; of any other request, at most 2 MiB.",
+        "Maximum size in bytes of an append to a log; other requests can have at most 2 MiB.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
         (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
@@ -185,7 +185,7 @@ class Config:
     FIRST_USER: str = _setting(
         "",
         _user_name,
-        "User that `serve` adds to an empty database; it prints a sign-in link and the API key.",
+        "User that `serve` adds to an empty database, printing a sign-in link and the API key.",
     )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
@@ -211,7 +211,7 @@ class Config:
 
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the URLs and the secret key, which is created if `may_create`."""
-        # Built from parts, since a ? or % in the path would need an escape in the text of a URL.
+        # The URL is built from parts, since a ? or % in the path would need an escape in text.
         url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
@@ -234,7 +234,7 @@ class Config:
 
     @property
     def secret_key_file(self) -> Path:
-        """The file with the secret key, used when the setting is unset."""
+        """The file that contains the secret key if the setting is unset."""
         return self.DATA / "secret_key"
 
 
@@ -243,7 +243,7 @@ def is_loopback(host: str) -> bool:
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment that have the prefix, but are not settings; probably misspelt."""
+    """Environment variables that have the prefix but match no setting: probably misspelt."""
     known = {PREFIX + setting.name for setting in fields(Config)}
     known |= {PREFIX + name for name in CLIENT_NAMES}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
@@ -282,8 +282,8 @@ def _create_secret_key(path: Path) -> None:
     with locked(path.parent):
         if path.exists():
             return
-        # The file gets its final name when its content is on the disk. A process that was killed
-        # may have left a temporary file.
+        # The file gets its final name only when its content is on the disk. A process that was
+        # killed may have left a temporary file.
         draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         try:

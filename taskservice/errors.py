@@ -38,7 +38,7 @@ class Problem(Exception):
     detail: str
     _: KW_ONLY
     code: str = ""  # one of `error_codes.CODES`, by default the first code with this status
-    # Additional members of the JSON.
+    # Additional members of the JSON object.
     members: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,7 +62,8 @@ def require(row: R | None, thing: str) -> R:
 
 def invalid_key() -> Problem:
     """A 401, which has the same text whatever is wrong with the key."""
-    # The header has no `resource_metadata`, with which MCP clients would ignore their own header.
+    # If this header contained `resource_metadata`, MCP clients would ignore the `Authorization`
+    # header in their configuration.
     headers = {"WWW-Authenticate": 'Bearer realm="taskservice"'}
     return Problem(401, "API key is invalid", headers=headers)
 
@@ -79,7 +80,7 @@ def database_unavailable(detail: str = "The database is busy, full or unavailabl
 
 
 def overloaded(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
-    """A 503: the request can succeed when other requests have ended."""
+    """A 503: the request can succeed after other requests have ended."""
     return Problem(503, detail, code=error_codes.OVERLOADED, headers={"Retry-After": str(seconds)})
 
 
@@ -102,7 +103,7 @@ def respond(problem: Problem) -> Response:
 
 
 def body(problem: Problem, request_id: str) -> bytes:
-    """The JSON of a problem."""
+    """The JSON body of a problem."""
     members = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -112,9 +113,9 @@ def body(problem: Problem, request_id: str) -> bytes:
         **problem.members,
     }
     if problem.status != 401:
-        # The body of every 401 is the same.
+        # The body of a 401 is always the same, so it contains no request ID.
         members["requestId"] = request_id
-    # The keys of an array's errors are the indexes of its items, which are numbers.
+    # The errors of an array have the indexes of its items as keys, which are numbers.
     return orjson.dumps(members, option=orjson.OPT_NON_STR_KEYS)
 
 
@@ -136,7 +137,7 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, DBAPIError):
         logger.error("The database rejected a statement: %s", error.orig)
         state = str(getattr(error.orig, "sqlstate", None) or "")
-        # For SQLite, all of these problems raise OperationalError.
+        # With SQLite, all these problems raise OperationalError.
         if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
             return database_unavailable()
         return _failure(error)

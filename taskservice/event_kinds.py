@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from taskservice.terms import COMPLETE, ERROR, RUNNING, Status
 
-# The reason in the event with which a hook is tested.
+# The reason in the sample event that tests a hook.
 SAMPLE_TEXT = "This is a test: nothing happened."
 
 
@@ -13,26 +13,26 @@ class EventKind(NamedTuple):
     """The texts and properties of a kind of event; `services/events.py` records events."""
 
     name: str
-    # Titles of messages for people: of one event, in which {} is the agent's name, and of several
-    # events, in which {} is their number.
+    # Titles of messages for people. In the title for one event, {} is the agent's name; in the
+    # title for several events, {} is the number of events.
     title: str
     several: str
     tag: str  # for ntfy, which shows it as an emoji
-    # In the form for a new hook: the name of the event, and when it happens.
+    # The name of the event, and when it happens, in the form for a new hook.
     label: str
     when: str
     is_default: bool = True  # whether a hook is notified of this event by default
     is_urgent: bool = False  # for ntfy
-    # Whether the event is a new state of an agent, or of a task. The data of such an event contains
-    # the agent, and a message for people contains only the last state.
+    # Whether the event reports a new state of an agent or of a task. The data of such an event
+    # contains the agent, and a message for people contains only the latest state.
     is_of_agent: bool = False
     is_of_task: bool = False
-    # The field of the event's data that contains the start of the state, and the line of a message
-    # that shows this time and the length of the state.
+    # The field of the event's data with the time when the state began, and the line of a message
+    # that shows this time and the duration of the state.
     since: str | None = None
     since_line: str = ""
-    # In the test of a hook: the status of the task, or None if the event has no task, and
-    # additional data of the event.
+    # In the sample event that tests a hook: the status of its task (None if it has no task), and
+    # additional data.
     sample_status: Status | None = COMPLETE
     sample_data: Mapping[str, Any] = {}
 

@@ -20,7 +20,7 @@ DAY_SECONDS = 86_400
 HEADER = ("ID", "NAME", "STATE", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
 # Columns that a narrow terminal omits, in this order.
 OPTIONAL = ("OF", "USUALLY", "LAST SUCCESS", "NEXT RUN")
-# On a terminal: red, yellow and grey.
+# ANSI colours: red, yellow and grey.
 COLOURS = {HANGING: "31", BROKEN: "31", LATE: "33", "muted": "90"}
 
 
@@ -39,9 +39,10 @@ def list_all(as_json: bool) -> None:
     """List agents, with the outcomes of their last 30 tasks.
 
     STATE is "ok", or one or more of "muted", "hanging", "broken" (the last task failed or timed
-    out) and "late". SUCCESS is the success rate of the tasks, and OF is how many of them were not
-    cancelled. USUALLY is the median duration, and NEXT RUN is when the next task is expected. With
-    --json, `numbers` contains the numbers in the outputs of the agent's last 100 tasks.
+    out) and "late". SUCCESS is the percentage of tasks that completed, and OF is the number of
+    tasks; both leave out cancelled tasks. USUALLY is the median duration, and NEXT RUN is the time
+    of the next expected task. With --json, `numbers` contains the numbers in the outputs of the
+    agent's last 100 tasks.
     """
     with service_client() as client:
         agents = client.agents(health=True)
@@ -60,7 +61,6 @@ def list_all(as_json: bool) -> None:
 
 @command.command(
     "add",
-    "summarizer",
     'summarizer --name Summarizer --description "Summarizes email."',
     "summarizer --input-schema @input.json",
     "backup --every 25h --max-duration 2h",
@@ -85,7 +85,7 @@ def list_all(as_json: bool) -> None:
 @click.option(
     "--every",
     type=options.Duration(maximum=MAX_TIMEOUT),
-    help="Maximum time between the starts of two tasks, such as 25h; 0 if none are expected.",
+    help="Maximum time between the starts of two tasks, such as 25h; 0 if no tasks are expected.",
 )
 @options.text_option(
     "--cron", help="When tasks are expected, as a cron expression with five fields."
@@ -100,8 +100,8 @@ def list_all(as_json: bool) -> None:
     "--max-duration",
     "maxDuration",
     type=options.Duration(),
-    help="Time after which a running task hangs, such as 2h (default: computed from --every, "
-    "--cron, and how long tasks usually take).",
+    help="Time after which a running task counts as hanging, such as 2h (default: computed from "
+    "the schedule and the usual duration).",
 )
 def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or update the given fields of an existing agent.
@@ -109,8 +109,8 @@ def add(agent_id: str, **fields: Any) -> None:
     The input schema is used to validate each unclaimed start and each rerun, and to build forms
     in the dashboard and in MCP clients.
 
-    With --every or --cron, an agent that starts no task in time is late. With --every 0, the
-    maximum duration is removed too.
+    With --every or --cron, an agent is late if it starts no task in time. --every 0 removes the
+    schedule and the maximum duration.
     """
     names = ("every", "cron", "timeZone", "grace", "maxDuration")
     values = {name: fields.pop(name) for name in names}
@@ -139,7 +139,7 @@ def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, 
 @click.argument("agent_id", type=options.known_agent)
 @options.json_object
 def show(agent_id: str, as_json: bool) -> None:
-    """Show an agent, its health, and until when it is muted."""
+    """Show an agent, its health, and the end of its mute."""
     with service_client() as client:
         path = path_to("agent", registered_agent_id(client, agent_id))
         agent = client.connection.call("GET", path, AGENT, params={"expand": "health"}).data
@@ -158,11 +158,11 @@ def show(agent_id: str, as_json: bool) -> None:
     type=options.Duration(minimum=1, maximum=MAX_MUTE_DAYS * DAY_SECONDS, needs_unit=True),
 )
 def mute(agent_id: str, duration: int) -> None:
-    """Send people no messages about an agent for a time.
+    """Pause messages to people about an agent.
 
     DURATION is a time with a unit, such as 8h or 7d. Questions are still sent, and programs still
-    receive all events. If a problem begins while the agent is muted, and still exists at the end
-    of that time, the message is sent then.
+    receive all events. If a problem begins while the agent is muted and still exists when the mute
+    ends, the message about it is sent then.
     """
     _set_muted(agent_id, rfc3339(round((time.time() + duration) * 1000)))
 
@@ -170,9 +170,9 @@ def mute(agent_id: str, duration: int) -> None:
 @command.command("unmute", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
 def unmute(agent_id: str) -> None:
-    """Send messages about an agent again.
+    """Resume messages to people about an agent.
 
-    Messages about problems that began while the agent was muted, and still exist, are sent now.
+    Messages about problems that began while the agent was muted and still exist are sent now.
     """
     _set_muted(agent_id, None)
 
@@ -188,7 +188,7 @@ def _set_muted(agent_id: str, until: str | None) -> None:
 @command.command("delete", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
 def delete(agent_id: str) -> None:
-    """Delete an agent that has no tasks, and its keys."""
+    """Delete an agent and its keys. The agent must have no tasks."""
     with service_client() as client:
         whole_id = registered_agent_id(client, agent_id)
         client.delete_agent(whole_id)

@@ -1,4 +1,4 @@
-"""`taskservice approve`: answers the permission prompts of Claude Code and Codex."""
+"""`taskservice approve`: lets a person answer permission prompts of Claude Code and Codex."""
 
 import difflib
 import json
@@ -26,17 +26,18 @@ from taskservice.terminal import exit_with_error, notice, print_json, shortened
 from taskservice.terms import MAX_TIMEOUT
 
 # The hook is described at https://code.claude.com/docs/en/hooks and
-# https://developers.openai.com/codex/hooks. The source code of Codex contains its JSON Schemas:
+# https://developers.openai.com/codex/hooks. Its JSON Schemas are in the source code of Codex:
 # codex-rs/hooks/schema/generated/permission-request.command.*.schema.json.
 EVENT = "PermissionRequest"
 FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
 MAX_INPUT = 5 * 1024 * 1024  # in bytes
 MAX_MESSAGE = 4_000
-# A longer run of backticks is escaped, so that the fence of a code block is short.
+# Longer runs of backticks are escaped, so that the fence of a code block stays short.
 LONGEST_RUN = 16
-# Categories of Unicode: control, format (such as right-to-left marks), surrogates, separators.
+# Unicode categories of characters that are escaped: control, format (such as right-to-left marks),
+# surrogates and separators.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
-# Other invisible characters: fillers, joiners and variation selectors.
+# Other invisible characters that are escaped: fillers, joiners and variation selectors.
 BLANK = re.compile(
     "[\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -59,13 +60,13 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
     help="Time until the question expires, shorter than the hook's own timeout (default: 9m).",
 )
 def command(agent: str | None, timeout: int) -> None:
-    """Answer the permission prompt of a coding agent.
+    """Let a person answer the permission prompt of a coding agent.
 
     Claude Code and Codex call this command from their PermissionRequest hook, with the prompt as
     JSON on stdin. The command starts a task that asks a person, and prints the decision.
     If the question expires or is declined, the service or the key can't be used, or a signal
     arrives, the command prints no decision and exits with 0. The agent then asks in its own
-    terminal. For other input and for wrong options, the exit status is 1.
+    terminal. The exit status is 1 if stdin contains no prompt or an option is wrong.
     """
     # A thread waits for these signals, since an exception that a signal handler raises can be lost.
     signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
@@ -138,7 +139,7 @@ def _caller(prompt: Mapping[str, Any]) -> str:
 def _message(prompt: Mapping[str, Any]) -> str:
     """The question: directory, session and tool on the first line, the rest in a code block."""
     directory = shortened(PurePath(prompt["cwd"]).name or "root", 100)
-    # Only letters, marks, numbers and these characters, so that no quotation mark ends the name.
+    # Replace other characters, since a quotation mark in the name would seem to end the name.
     directory = "".join(c if category(c)[0] in "LMN" or c in " .…+@*-" else "_" for c in directory)
     session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
     tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
@@ -152,7 +153,7 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
     texts = {name: text for name, text in tool_input.items() if isinstance(text, str)}
     shown = {"command", "file_path"} & texts.keys()
     if "file_path" in shown:
-        # On one line, since the lines after it are the change.
+        # The path stays on one line, since the lines after it are the change.
         texts["file_path"] = _visible(texts["file_path"], kept=" ")
     yield from (texts[name] for name in sorted(shown))
     if {"old_string", "new_string"} <= texts.keys():
@@ -163,14 +164,14 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
         yield from _change("", texts["content"])
     if others := {name: value for name, value in tool_input.items() if name not in shown}:
         text = json.dumps(others, ensure_ascii=False)
-        # Deep JSON could become very long if it is indented.
+        # Long JSON is not indented, since deeply nested JSON could become many times longer.
         yield json.dumps(others, ensure_ascii=False, indent=2) if len(text) < MAX_MESSAGE else text
 
 
 def _change(old: str, new: str) -> Iterator[str]:
     """The lines of a change, each marked as added, removed or unchanged."""
     before, after = (text.split("\n") if text else [] for text in (old, new))
-    if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing them could take long
+    if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing long texts is slow
         return iter([f"-{line}" for line in before] + [f"+{line}" for line in after])
     # Skip the header, which contains file names and line numbers.
     return islice(difflib.unified_diff(before, after, n=len(before), lineterm=""), 3, None)

@@ -38,7 +38,7 @@ def command() -> None:
 )
 @click.argument("url", type=options.text)
 @options.text_option(
-    "--user", metavar="NAME", help="Sign with this user's secret instead of a temporary one."
+    "--user", metavar="NAME", help="Sign with this user's secret instead of a temporary secret."
 )
 def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL, and print the result.
@@ -62,7 +62,7 @@ LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextA
 
 @click.group("delivery", cls=options.Group)
 def delivery_command() -> None:
-    """List, show and repeat the deliveries of webhooks.
+    """List, show and repeat webhook deliveries.
 
     ID can be any unique prefix of a delivery's ID.
     """
@@ -83,7 +83,7 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
 @click.argument("delivery_id", metavar="ID")
 @options.json_object
 def show(delivery_id: str, as_json: bool) -> None:
-    """Show a delivery with each attempt to post it."""
+    """Show a delivery and its attempts."""
     with service_app():
         row = delivery_service.find(_whole_id(delivery_id))
         delivery = _dump(require(row, "delivery"))
@@ -98,9 +98,9 @@ def show(delivery_id: str, as_json: bool) -> None:
 @delivery_command.command("redeliver", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
-    """Make a delivery due now.
+    """Schedule a delivery to be sent now.
 
-    `serve` or `background` posts it within a few seconds.
+    `serve` or `background` sends it within a few seconds.
     """
     with service_app():
         delivery_service.redeliver_any(_whole_id(delivery_id))

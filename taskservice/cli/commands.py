@@ -63,7 +63,7 @@ def _readable_errors(calls_approve: Callable[[], bool]) -> Iterator[None]:
         # Coding agents treat exit status 2 of a hook as a denial.
         if isinstance(error, click.UsageError) and calls_approve():
             vars(error)["exit_code"] = 1
-        # This error is a help text: it has several lines, and quotes nothing.
+        # The message of this error is a help text, which has several lines and quotes no input.
         if not isinstance(error, NoArgsIsHelpError):
             vars(error)["message"] = escaped(error.message)
         raise
@@ -73,7 +73,7 @@ class _CommandsOnDemand(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], *others: Any, **options: Any
     ) -> click.Context:
-        # Read now, since click removes what it has read. A program follows `--`.
+        # Click removes arguments that it has read. The arguments after `--` belong to a program.
         names = list(takewhile(lambda text: text != "--", args))
         with _readable_errors(lambda: "approve" in names):
             return super().make_context(info_name, args, *others, **options)
@@ -93,8 +93,7 @@ class _CommandsOnDemand(click.Group):
 
 def quick_import(name: str) -> Any:
     """Import a module quickly; call it in the main thread, before other threads start."""
-    # Objects created during an import are not garbage. Without garbage collection, the import
-    # takes a tenth less time.
+    # An import creates no garbage. Without garbage collection, it takes a tenth less time.
     gc.disable()
     try:
         return import_module(name)
@@ -118,13 +117,13 @@ def _load(name: str) -> click.Command:
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )
-    # A module calls its first command `command`, and any other `NAME_command`.
+    # The first command of a module is named `command`, and any other `NAME_command`.
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 
 
 def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
-    # In the environment, so that programs that the command starts use the same profile.
+    # Set the variable, so that programs that the command starts use the same profile.
     if name is not None:
         os.environ[PROFILE_VARIABLE] = name
 
@@ -140,7 +139,7 @@ def _choose_profile(ctx: click.Context, param: click.Parameter, name: str | None
     metavar="NAME",
     expose_value=False,
     callback=_choose_profile,
-    help=f"Profile that `login --profile NAME` stored (default: {PROFILE_VARIABLE}).",
+    help=f"Profile to use, from `login --profile NAME` (default: {PROFILE_VARIABLE}).",
 )
 def main() -> None:
     """Record each run of an agent with its live log, and send a signed webhook when it ends.

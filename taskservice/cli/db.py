@@ -77,11 +77,11 @@ def back_up(file: Path, force: bool) -> None:
 
 @command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.flag("--force", help="Replace an existing database; its file is saved under a new name.")
+@options.flag("--force", help="Replace an existing database, and rename the old file.")
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database with the backup FILE. Stop the service first.
 
-    FILE is verified first, and migrated to the newest revision afterwards.
+    FILE is verified first. The restored database is migrated to the newest revision.
     """
     config, database = _sqlite_file("use pg_restore for PostgreSQL")
     with one_line_errors():
@@ -105,7 +105,7 @@ def restore_(file: Path, force: bool) -> None:
 @click.argument("target", metavar="TO", type=_address)
 @options.json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
-    """Copy a database into an empty one, and compare both.
+    """Copy a database into an empty database, and compare them.
 
     FROM and TO are each an SQLite file or a postgresql:// URL. Neither database may be in use. If
     the copy is interrupted, run the same command again to resume it.
@@ -119,7 +119,7 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
     file = sqlite_file(target)
     url = f"sqlite:///{file.resolve()}" if file else shown(target)
     unseen = "" if file else " with the password and parameters of TO"
-    # `notice` would remove the user from the URL.
+    # `notice` would remove the user name from the URL.
     print_line(
         f"taskservice: to serve it, set TASKSERVICE_DATABASE_URL={url}{unseen}, and "
         "TASKSERVICE_SECRET_KEY to the same key as before, or everyone must sign in to the "
@@ -132,7 +132,7 @@ def _sqlite_file(instead: str) -> tuple[Config, Path]:
     """The settings and the database file; for PostgreSQL, exits and prints what to do `instead`."""
     config = load_config()
     file = sqlite_file(make_url(config.DATABASE_URL))
-    # SIGTERM raises an exception too, so that an unfinished copy is removed, as after Ctrl-C.
+    # Like Ctrl-C, SIGTERM raises an exception, so that an unfinished copy is removed.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if file is None:
         exit_with_error(f"this command works only with SQLite; {instead}", 2)

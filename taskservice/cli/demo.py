@@ -33,7 +33,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @options.command(
     "taskservice demo",
     "--port 8080",
-    "--no-browser",
     short_help="Try the service with made-up data.",
 )
 @click.option(
@@ -46,14 +45,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option("--no-browser", is_flag=True, help="Print the link without opening a browser.")
 def command(port: int, no_browser: bool) -> None:
-    """Serve made-up data: eight agents with two months of tasks.
+    """Run the service with made-up data: eight agents with two months of tasks.
 
     Three of the agents start new tasks while the demo runs. The data is stored in a temporary
     directory, which is removed when the command ends. Settings in the environment are ignored.
     """
     prepare_files()
     signals: list[int] = []
-    # A handler that does more could be interrupted by a second signal, which `make` sends.
+    # The handler is this short because `make` sends a second signal, which could interrupt it.
     _handle_signals(lambda number, _frame: signals.append(number))
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
         app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
@@ -101,7 +100,7 @@ def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser
             time.sleep(0.1)
         agents.stop()
     finally:
-        # Also after an error, such as a closed stdout.
+        # End the service even after an error, such as a closed stdout.
         service.terminate()
         status = service.wait()
     return status

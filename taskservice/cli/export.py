@@ -56,16 +56,16 @@ def command(user: str | None, since: str | None) -> None:
 def import_command(as_json: bool) -> None:
     """Import an export from stdin, completely or not at all.
 
-    Tasks and hooks retain their IDs, and those that already exist are skipped. Nobody is notified,
-    and imported hooks are off. An error message contains the line number in the export.
+    Tasks and hooks retain their IDs; existing tasks and hooks are skipped. Nobody is notified, and
+    imported hooks are off. An error message contains the line number in the export.
     """
     with service_app():
         try:
-            # Not `sys.stdin`, which is None if it was closed at the start.
+            # `sys.stdin` is not used: it is None if stdin was closed when Python started.
             with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
                 if not stdin.seekable():
-                    # The database accepts no other writes during the import, and a pipe can be
-                    # slow.
+                    # Read a pipe, which can be slow, before the import: the database accepts no
+                    # other writes during the import.
                     shutil.copyfileobj(stdin, copy)
                     copy.seek(0)
                 imported = import_from(stdin if stdin.seekable() else copy)

@@ -38,10 +38,9 @@ hook_argument = click.argument("hook_id", type=options.known_hook)
 
 @click.group("hook", cls=options.Group)
 def command() -> None:
-    """Manage hooks: addresses that are notified of events.
+    """Manage hooks: phones, chats, mailboxes and programs that are notified of events.
 
-    The address belongs to a phone, a chat, a mailbox or a program. HOOK_ID can be any unique prefix
-    of a hook's ID.
+    HOOK_ID can be any unique prefix of a hook's ID.
     """
 
 
@@ -138,13 +137,14 @@ def add(target: str, as_json: bool, **fields: Any) -> None:
     "edit", "01a20e63-9249-713c --event agent.broken --agent ''", "01a20e63-9249-713c --name Phone"
 )
 @hook_argument
-@options.text_option("--target", help="Address, as for `hook add`. The format stays the same.")
+@options.text_option("--target", help="New address, as for `hook add`; the format stays the same.")
 @_fields
 @options.json_object
 def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
-    """Change fields of a hook; without its option, a field stays unchanged.
+    """Change fields of a hook.
 
-    The access token is removed if the host or the format changes, unless it is given again.
+    A field whose option is not given stays unchanged. If the host or the format changes, the access
+    token is removed unless it is given again.
     """
     with service_client() as client:
         changes = _named(client, fields)
@@ -159,7 +159,7 @@ def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
 def list_all(as_json: bool) -> None:
     """List hooks, oldest first, with the reason if a hook fails or was turned off.
 
-    Addresses are shown without their secrets, and names only if they differ from the address.
+    An address is shown without its secret, and a name only if it differs from the address.
     """
     with service_client() as client:
         hooks = client.hooks()
@@ -176,7 +176,7 @@ def list_all(as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def show(hook_id: str, as_json: bool) -> None:
-    """Show a hook, with its last deliveries and why they failed."""
+    """Show a hook and the outcomes of its last deliveries."""
     with service_client() as client:
         hook = _find(client, hook_id)
         deliveries = client.hook_deliveries(hook["id"])
@@ -192,10 +192,10 @@ def show(hook_id: str, as_json: bool) -> None:
 @hook_argument
 @options.json_object
 def test(hook_id: str, as_json: bool) -> None:
-    """Send a test to a hook, and print the outcome.
+    """Send a test message to a hook, and print the outcome.
 
-    The test is one of the hook's events, marked as a test. A user can send ten tests a minute, and
-    at most one test every 10 s to the same address. The exit status is 1 if the test was not
+    The message contains a sample of one of the hook's events. A user can send ten tests a minute,
+    and at most one test every 10 s to the same address. The exit status is 1 if the message was not
     delivered.
     """
     with service_client() as client:

@@ -31,14 +31,14 @@ from taskservice.terminal import notice, print_line
 from taskservice.webhooks import signing
 
 POLL_SECONDS = 1.0
-# A task that ended shortly before another task can become visible later than that task.
+# Tasks that end at nearly the same time can become visible in a different order.
 OVERLAP = timedelta(seconds=60)
 # Seconds from each failure of a webhook to the next attempt.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "taskservice", "Connection": "close"}
-# The command has reached the service before, so a response of another program is from a proxy.
+# The service has responded before, so a response that is not from the service is from a proxy.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
@@ -55,10 +55,10 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
     help="Address to which the webhook of each finished task is posted.",
 )
 def command(forward: str) -> None:
-    """Receive webhooks on this machine, which the service does not need to reach.
+    """Receive webhooks on this machine, even if the service can't reach it.
 
-    The command requests tasks from the service as they finish, with or without a callback. For
-    each task it posts the webhook that the service would send, signed with your callback secret.
+    The command polls the service for finished tasks, with or without a callback. For each task, it
+    posts the webhook that the service would send, signed with your callback secret.
     If the receiver does not return 2xx, the webhook is sent again, with the same webhook-id, up to
     six times.
     """
@@ -68,7 +68,7 @@ def command(forward: str) -> None:
         signal.signal(number, signal.default_int_handler)
     try:
         with program_client() as client:
-            _secret(client)  # fail now if the key cannot read it
+            _secret(client)  # fail now if the key cannot read the secret
             Forwarder(client, forward).forward()
     except KeyboardInterrupt:
         sys.exit(0)
@@ -91,20 +91,20 @@ def _secret(client: Client) -> str:
 
 
 class Forwarder:
-    """Posts each task that finishes after now to `url`, signed with the user's secret."""
+    """Posts the webhook of each task that finishes from now on to `url`, signed with the secret."""
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
         # One session for all requests, since Python loses a signal that arrives while a session is
         # being finalized.
         self._session = Session(Limits(MAX_RESPONSE_BYTES))
-        # As in the service: no cookies, and no proxies and passwords from the environment.
+        # Like the service, use no cookies, and no proxies or passwords from the environment.
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update(_HEADERS)
         response = client.connection.call("GET", "/user", USER)
-        # The service's clock, since this machine's clock can differ. A proxy can have removed or
-        # damaged the header.
+        # Use the service's clock, since this machine's clock can differ. A proxy can have removed
+        # or damaged the `Date` header.
         self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}
         # By webhook-id: the time of the next attempt, the number of failures, and the task's ID.
@@ -160,10 +160,10 @@ class Forwarder:
             response = self._session.post(
                 self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, stream=True
             )
-        # For a malformed response, the libraries raise many kinds of errors.
+        # If a response is malformed, the libraries raise errors of many types.
         except Exception as error:
             return type(error).__name__
-        # As in the service, the body does not change the result.
+        # As in the service, only the status of the response counts, even if its body is unreadable.
         with suppress(Exception), response:
             _ = response.content
         return f"{response.status_code} {response.reason}".rstrip()
@@ -175,7 +175,7 @@ def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     count = sum(size <= terms.WEBHOOK_LOG_BYTES for size in sizes)
     log = {"logs": lines[len(lines) - count :], "firstLog": task["logCount"] - count + 1}
     members = list(task.items())
-    # The service puts the log after the input.
+    # The service's webhooks contain the log after the input.
     position = list(task).index("input") + 1
     body = dict(members[:position]) | log | dict(members[position:]) | log
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

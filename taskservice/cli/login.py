@@ -29,7 +29,7 @@ def _profile_option(action: str) -> Callable[[Any], Any]:
 def command(url: str, profile: str | None) -> None:
     """Store the URL of the service and an API key.
 
-    The command asks for the key, without showing it, and tries it. Without a terminal, it reads the
+    The command asks for the key, without showing it, and tests it. Without a terminal, it reads the
     key from stdin. The default URL is TASKSERVICE_URL, else the stored URL, else
     http://127.0.0.1:8000.
 
@@ -60,7 +60,7 @@ def _save(profiles: Mapping[str, Mapping[str, str]]) -> None:
         notice(f"while {set_variables[0]} is set, nothing that was stored is used")
 
 
-@options.command("taskservice logout", "", "--profile team")
+@options.command("taskservice logout")
 @_profile_option("remove")
 def logout_command(profile: str | None) -> None:
     """Remove the stored URL and key. The key itself stays valid until it is revoked."""

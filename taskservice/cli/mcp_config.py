@@ -26,7 +26,7 @@ INTRODUCTION = f"""\
     help="Print the configuration of this client only.",
 )
 def command(name: str | None) -> None:
-    """Print the configuration with which an MCP client can call each agent as a tool.
+    """Print the configuration that lets an MCP client call each agent as a tool.
 
     The URL of the service is TASKSERVICE_URL, else the URL that `taskservice login` stored. The key
     is not printed.

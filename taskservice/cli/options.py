@@ -28,7 +28,7 @@ class Duration(click.ParamType[int]):
     name = "time"
     minimum: int = 0
     maximum: float = inf
-    # A number without a unit might be meant as days.
+    # Whether a number without a unit is invalid, since a user could mean days.
     needs_unit: bool = False
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -88,7 +88,7 @@ def _label(value: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Known(click.ParamType[Any]):
-    """An argument that a shell completes with values of the service and their descriptions."""
+    """An argument that a shell completes with values from the service, shown with descriptions."""
 
     name: str
     values: Callable[["Client"], Iterable[tuple[str, str]]]
@@ -148,7 +148,7 @@ def json_input(value: str) -> dict[str, Any]:
     data = value.encode(errors="replace")
     try:
         if value.startswith("@"):
-            # The last byte is read only to see whether the file is too large.
+            # Read one byte more than allowed, to notice a file that is too large.
             with click.open_file(value[1:], "rb") as file:
                 data = file.read(MAX_OBJECT + 1)
     except (OSError, ValueError) as error:
@@ -212,7 +212,7 @@ failed_filter = flag("--failed", help="Only tasks that failed or timed out.")
 
 
 class OptionOfRun(click.Option):
-    """An option that is ignored if its value is wrong, unless --strict is given."""
+    """An option of `run` that is ignored if its value is wrong, unless --strict is given."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
@@ -249,7 +249,7 @@ def task_options(
             cls=cls,
             type=timeout,
             help=f"Time without a request from {contact} after which the service ends the task, "
-            "such as 90 (seconds), 5m or 1h30m; 0 for no limit.",
+            "such as 90 (seconds) or 1h30m; 0 for no limit.",
         ),
     )
     return lambda function: reduce(lambda inner, add: add(inner), reversed(in_order), function)
@@ -267,7 +267,7 @@ def command(line: str, *arguments: str, **attributes: Any) -> Callable[..., clic
 
 
 class Group(click.Group):
-    """A group whose commands have examples too: `@group.command(NAME, ARGUMENTS, ...)`."""
+    """A group whose commands have examples in their help: `@group.command(NAME, ARGUMENTS)`."""
 
     def command(self, *args: str, **attributes: Any) -> Callable[..., click.Command]:  # type: ignore[override]
         name, *arguments = args

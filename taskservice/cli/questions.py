@@ -1,4 +1,4 @@
-"""`taskservice ask`, `task answer` and `progress`; prints questions for a person."""
+"""`taskservice ask`, `task answer` and `progress`, and the text of questions in a terminal."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
 from taskservice.terms import MAX_TIMEOUT, OPEN, QUESTION_TIMEOUT
 
-# Placeholders for values. A shell refuses to run a command that contains one.
+# Placeholders for values. A shell reports an error if a command contains a placeholder.
 PLACEHOLDERS = {
     "string": "<text>",
     "number": "<number>",
@@ -45,7 +45,7 @@ PLACEHOLDERS = {
     "boolean": "<true or false>",
     "array": "<choice>",
 }
-# The command that answers with each choice is printed for at most this many choices.
+# If a question has at most this many choices, the command for each choice is printed.
 MAX_CHOICES = 4
 
 
@@ -80,7 +80,7 @@ def _values(schema: Mapping[str, Any]) -> list[str]:
         ((name, field),) = fields.items()
         choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
         if 0 < len(choices) <= MAX_CHOICES:
-            # With the name of the field if the value looks like an option or like KEY=VALUE.
+            # Add the name of the field to a value that looks like an option or like KEY=VALUE.
             typed = (f"{name}={text}" if re.search("^-|=", text) else text for text in choices)
             return list(map(shlex.quote, typed))
         return [_placeholder(field)]
@@ -124,7 +124,7 @@ _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 @options.text_option(
     "--question", "question_id", metavar="ID", help="Question to answer, if several are open."
 )
-@options.flag("--accept", help="Accept a question without values.")
+@options.flag("--accept", help="Accept a question that has no fields.")
 @options.flag("--decline", help="Decline the question.")
 @options.json_object
 def answer_command(
@@ -154,7 +154,7 @@ def answer_command(
             else:
                 answered = task.answer(question["id"], _content(question["schema"], values))
         except responses.Invalid as error:
-            # The person typed the fields, not the object that contains them.
+            # The person typed only the fields, so remove the name of the object around them.
             exit_with_error(str(error).replace("content.", ""))
         except responses.Conflict:
             exit_with_error(outcome(_question(client, task_id, question["id"])))
@@ -264,7 +264,7 @@ INTERRUPTED = 128 + signal.SIGINT
 @options.text_option(
     "--agent",
     metavar="ID",
-    help="Agent of the task that is started for a question outside of a task (default: ask).",
+    help="Agent of the task that the command starts outside of a task (default: ask).",
 )
 def ask_command(
     message: str,
@@ -275,13 +275,13 @@ def ask_command(
 ) -> None:
     """Ask a person, and print the answer.
 
-    In a program that `run` or `work` started, the question belongs to the task of the program.
-    Elsewhere a task is started for the question, and ends with the answer. If the answer has one
-    field, its value is printed; otherwise, the answer is printed as JSON. During an outage of the
-    service, the command continues to wait. A signal withdraws the question, or cancels the task
-    that was started for it. Exit status: 0 answered, 1 declined, 3 no answer in time, 4 the task
-    has ended or the question was withdrawn, 69 the service stayed unavailable or refused the
-    question.
+    In a program that `run` or `work` started, the question belongs to the program's task.
+    Otherwise, the command starts a task for the question, and ends the task with the answer. If the
+    answer has one field, its value is printed; otherwise, the answer is printed as JSON. During an
+    outage of the service, the command continues to wait. A signal withdraws the question, or
+    cancels the task that was started for it. Exit status: 0 answered, 1 declined, 3 no answer in
+    time, 4 the task has ended or the question was withdrawn, 69 the service stayed unavailable or
+    refused the question.
     """
     if choices and schema is not None:
         raise click.UsageError("--choice can't be used with --schema.")

@@ -58,11 +58,11 @@ def command(
     """Run CMD as a task: its output becomes the log, its exit status the outcome.
 
     The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
-    last line that CMD prints, if it is a JSON object. The command exits with the exit status of
-    CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, so many
-    programs buffer their output; with --tty it is a terminal. The values of variables with secrets,
-    such as $API_KEY, are stored and sent as ***.
+    last line that CMD prints, if that line is a JSON object. The command exits with the exit status
+    of CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, so many programs
+    buffer their output; with --tty it is a terminal. The values of variables with secrets,
+    such as $API_KEY, are replaced by *** before they are stored or sent.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. If the service refuses the callback,

@@ -72,7 +72,7 @@ def page_url(path: str) -> str:
     """The URL of a page of this service: on this machine, unless PUBLIC_URL is set."""
     config = current_app.config
     host, _, port = config["BIND"].rpartition(":")
-    host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - it is compared
+    host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - only compared
     local_url = (
         "http://localhost" if config["BIND"].startswith("unix:") else f"http://{host}:{port}"
     )
@@ -108,10 +108,10 @@ def command() -> None:
     with one_line_errors():
         if config.FIRST_USER:
             add_first_user(config)
-        # The app has no open connection, so the server processes can inherit it.
+        # The app has no open database connection, so the server processes can inherit the app.
         app = create_app(config)
-    # gunicorn reads these variables when it is imported, and fails if one is invalid. The service
-    # has separate settings.
+    # gunicorn reads these variables when it is imported, and fails if one of them is invalid. The
+    # service has its own settings instead.
     for name in ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE"):
         os.environ.pop(name, None)
     notice(f"data in {config.DATA}, listening on {config.BIND}")
@@ -125,7 +125,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def background_command() -> None:
     """Run only the background work: webhooks, timeouts, retention.
 
-    Each process of `serve` does this too, and any number of processes can share a database.
+    Each `serve` process does this work too, and any number of processes can share a database.
     Tasks time out only while `serve` or another WSGI server runs, because otherwise their agents
     could not report.
     """
@@ -133,7 +133,7 @@ def background_command() -> None:
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
         app = create_app(config, may_create=False)
-    # Threads inherit this mask, so a signal waits for `sigwait` below.
+    # Threads inherit this mask, so only `sigwait` below receives these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     health.show_running(config.DATA / health.BACKGROUND_LOCK)
     loops = start_loops(app, serves=False)

@@ -1,4 +1,4 @@
-"""The client of the client commands, which prints each error as one line; IDs from prefixes."""
+"""Connects the client commands to the service, prints errors as one line, and completes IDs."""
 
 import io
 import os
@@ -19,32 +19,32 @@ from taskservice.client.spool import rfc3339
 from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
-# How long a command that a program starts retries while the service is unavailable.
+# How long, in seconds, a command that a program starts retries if the service is unavailable.
 PROGRAM_SECONDS = 5.0
-# A command of a person prints a message after NOTICE_SECONDS without a response, and fails after
-# PERSON_SECONDS.
+# A command that a person types prints a message after NOTICE_SECONDS without a response, and fails
+# after PERSON_SECONDS.
 NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
-# The exit status for a wrong setting or an ambiguous ID, as for click's wrong arguments.
+# The exit status for a wrong setting or an ambiguous ID; click uses it for wrong arguments.
 WRONG_USE = 2
-# The exit status when the service is unavailable, for commands whose result can be status 1.
+# The exit status if the service is unavailable. Status 1 can be the result of a command.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
 class PersonConnection(Connection):
-    """A connection for a person who waits: it waits PERSON_SECONDS for a response."""
+    """A connection for commands that a person types: it waits PERSON_SECONDS for a response."""
 
     def __init__(self, url: str | None = None, apikey: str | None = None) -> None:
         super().__init__(url, apikey, PERSON_SECONDS)
         self._problem = f"{self.url} does not respond"
         self._is_told = False
-        self._timer: threading.Timer | None = None  # runs until there is a response
+        self._timer: threading.Timer | None = None  # runs until a response arrives
         self._until = 0.0
 
     def once(self, *arguments: Any, **options: Any) -> Any:
         if self._timer is None:
             self._until = time.monotonic() + self.retry_timeout
-            # In a thread, since a request and the pause after it can be long.
+            # A separate thread can print the message in time, even during a long request.
             self._timer = threading.Timer(NOTICE_SECONDS, self._tell)
             self._timer.daemon = True
             self._timer.start()
@@ -99,7 +99,7 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
     """Turn an error of the client into one line and an exit status, as `service_client` does."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal cannot encode must not end the command.
+            # Replace characters that the terminal cannot encode, which would end the command.
             stream.reconfigure(errors="replace")
     try:
         yield
@@ -115,7 +115,7 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
         code = failure
         if isinstance(error, responses.Invalid) and failure == UNAVAILABLE:
             code = WRONG_USE
-        # With 429 the service is available, but refuses too many requests.
+        # After 429, the service is available, but there are too many requests.
         elif isinstance(error, responses.RETRYABLE) and getattr(error, "status", 0) != 429:
             code = failure if unavailable is None else unavailable
         exit_with_error(str(error), code)
@@ -123,11 +123,11 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
 
 # A prefix of a task's ID; a whole ID has 36 characters.
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
-# A task's ID begins with the milliseconds of its start, in this many hexadecimal digits.
+# A task's ID begins with this many hexadecimal digits: its start time in milliseconds.
 _TIME_DIGITS = 12
-# The ID is created shortly before the time of the start, and the clock can be set in between.
+# The ID is created shortly before the start time is read, and the clock can be set in between.
 _MARGIN_MS = 60_000
-# Python has no time after the year 9999.
+# The times of Python end with the year 9999.
 _MAX_MS = 253_402_214_400_000
 
 
@@ -135,7 +135,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     """The ID of the only task with this prefix; exits with `not_found` if there is none."""
     prefix = text.lower()
     if not _PREFIX.fullmatch(prefix):
-        return text  # a whole ID or not an ID: the service decides
+        return text  # a whole ID or no ID at all: the service checks it
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     bounds = (first - _MARGIN_MS, last + _MARGIN_MS)

@@ -1,4 +1,4 @@
-"""`taskservice sign-in-link`: signs a person in without a key."""
+"""`taskservice sign-in-link`: prints a link that signs a person in without a key."""
 
 import click
 
@@ -18,10 +18,10 @@ from taskservice.terminal import notice, print_line
 @options.text_option(
     "--key",
     metavar="NAME",
-    help="Name of the user key whose rights the link gives (default: the first key).",
+    help="Name of the user key whose access the link gives (default: the first key).",
 )
 def command(user: str, key: str | None) -> None:
-    """Print a link that signs USER in to the dashboard, once, within 15 minutes."""
+    """Print a link that signs USER in to the dashboard. It works once, within 15 minutes."""
     with service_app():
         link = sign_in_links.create_for(user, key)
         print_line(page_url(f"sign-in/{link.token}"))

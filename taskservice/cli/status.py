@@ -10,7 +10,7 @@ from taskservice.terminal import local_time, print_json, print_table
 from taskservice.terms import ATTENTION, LATE, NO_WORKER, QUESTION
 
 HEADER = ("KIND", "SINCE", "AGENT", "TASK", "TEXT")
-# On a terminal: waiting for a person or a worker is yellow, failures are red.
+# ANSI colours: failures are red; items that wait for a person, a run or a worker are yellow.
 COLOURS = dict.fromkeys(ATTENTION, "31") | dict.fromkeys((QUESTION, LATE, NO_WORKER), "33")
 
 
@@ -21,8 +21,8 @@ def command(as_json: bool) -> None:
 
     This includes open questions, agents whose last task failed or timed out, late agents, tasks
     that hang, tasks that no worker claims, callbacks that failed in the last 7 days, hooks that
-    fail or are off, and an old backup of the service. Exit status: 0 nothing, 1 something, 2
-    wrong use or key, 69 the service is unavailable.
+    fail or are off, and an old backup of the service. Exit status: 0 nothing needs attention, 1
+    something does, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         items = client.attention()

@@ -34,16 +34,16 @@ from taskservice.terminal import (
     print_log_line,
 )
 
-# How many tasks the table of `list` contains by default.
+# The default number of rows in the table that `list` prints.
 ROWS = 20
-# How long `follow` retries; the service restarts in less time.
+# How long `follow` retries, in seconds; a restart of the service takes less time.
 FOLLOW_SECONDS = 60.0
 # The exit statuses of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {terms.FAILED: 1, terms.CANCELLED: 3, terms.TIMEOUT: 4}
 DELETED = 5
-# The types of error that `--failed` chooses.
+# The types of error that `--failed` includes.
 FAILURES = (terms.FAILED, terms.TIMEOUT)
-# Filters of `list` with their own options.
+# The states for which `list` has an option, with the filters for each state.
 STATES: dict[str, dict[str, Any]] = {
     "asking": {"asking": True},
     "hanging": {"hanging": True},
@@ -56,7 +56,7 @@ STATES: dict[str, dict[str, Any]] = {
 task_argument = click.argument("task_id", type=options.known_task)
 times_option = options.flag("--times", help="Prefix each line with its time.")
 follow_option = options.flag(
-    "--follow", "is_followed", help="Print the log until the task ends, as `follow` does."
+    "--follow", "is_followed", help="Print the log until the task ends, like `follow`."
 )
 
 
@@ -128,7 +128,7 @@ def list_all(
             for task in islice(tasks, limit):
                 print_json(task.data)
         else:
-            # One row more than the table has shows whether there are more tasks.
+            # Request one more row than the table shows, to find out whether there are more tasks.
             rows = limit or ROWS
             page = min(rows + 1, PAGE_TASKS)
             tasks = _tasks(client, **filters, fields=task_text.ROW_FIELDS, page_size=page)
@@ -186,7 +186,7 @@ def show(task_id: str, as_json: bool) -> None:
     "-f",
     "--follow",
     "is_followed",
-    help="Also print new lines until the task ends, as `follow` does.",
+    help="Also print new lines until the task ends, like `follow`.",
 )
 @options.json_lines
 def logs(task_id: str, is_followed: bool, **others: Any) -> None:
@@ -211,7 +211,7 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that are new since the last good run.
 
-    Different numbers, times, IDs and temporary paths do not make a line new. Exit status:
+    A line is not new if it differs only in numbers, times, IDs or temporary paths. Exit status:
     0 compared, 1 no such task or no good run, 2 wrong use or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
@@ -270,7 +270,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
     @options.flag("--yes", help="Change several tasks without asking.")
     @wraps(function)
     def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
-        # An empty text is a filter too, which no agent matches.
+        # An empty string is a filter too: no agent matches it.
         filters = not_none(**_filters({name: others.pop(name) for name in CHOICES}))
         if bool(task_ids) == bool(filters):
             raise click.UsageError("Name tasks by TASK_ID, or choose them by options.")
@@ -333,8 +333,8 @@ def rerun(task: Task, input: dict[str, Any] | None, is_followed: bool, as_json: 
     """Start tasks again, and print the IDs of the new tasks.
 
     A new task has the same agent, name, callback, timeout and labels, and the same input unless
-    --input is given. It waits for a worker. --input and --follow need exactly one TASK_ID. Without
-    TASK_ID, all tasks that match the options are started again.
+    --input is given. The new task waits for a worker. --input and --follow need exactly one
+    TASK_ID. Without TASK_ID, all tasks that match the options are started again.
     """
     _announce(task.rerun(input), is_followed, as_json)
 
@@ -373,10 +373,9 @@ def delete(task: Task, as_json: bool) -> None:
 )
 @options.json_object
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
-    """Print a link to a task that works without a key.
+    """Print a link with which anyone can read a task without a key.
 
-    Anyone who has the link can read the task. The task page in the dashboard lists and revokes
-    links.
+    The task page in the dashboard lists and revokes links.
     """
     with service_client() as client:
         created = client.task(find_task_id(client, task_id)).link(expires)

@@ -13,27 +13,28 @@ from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, RUNNING, TIM
 
 WAITING = "waiting"
 
-# The fields that the table needs, which exclude the output, since it could be long.
+# Only the fields that the table needs, since other fields, such as the output, can be long.
 ROW_FIELDS = (
     "id,name,agentId,createdAt,claimedAt,finishedAt,seconds,logCount,status,error,progress,note,labels,"
     "questions,hangingSince"
 )
 HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "LABELS")
-# Columns that are omitted if they are empty in each row, as is a name that is the agent's ID.
+# Columns that are omitted if all their cells are empty. A name is shown only if it differs from the
+# agent's ID.
 OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
 # Columns that a narrow terminal omits, in this order.
 OPTIONAL = ("LABELS", "LINES", "TOOK")
-# On a terminal: green, blue, yellow, red and grey.
+# ANSI colours: green, blue, yellow, red and grey.
 COLOURS = {
     COMPLETE: "32", RUNNING: "34", WAITING: "33", FAILED: "31", TIMEOUT: "31", HANGING: "31",
     CANCELLED: "90",
 }  # fmt: skip
-# Lengths of the prefixes of IDs that tables show. The first contains the milliseconds of the start,
-# the second also 12 random bits.
+# Lengths of the ID prefixes in tables. The shorter prefix contains the start time in milliseconds;
+# the longer prefix also contains 12 random bits.
 SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
-# For errors without a reason: the maximum number of logs that are searched for the reason, and the
-# number of lines that are searched at the end of each log.
+# If an error message contains no reason, the reason is taken from the log: from at most MAX_LOGS
+# logs, and from the last END_LINES lines of each log.
 MAX_LOGS, END_LINES = 20, 100
 
 

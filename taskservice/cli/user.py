@@ -25,9 +25,7 @@ def add(name: str) -> None:
         print_line(user_service.add(name).text)
 
 
-@command.command(
-    "delete", "alice", "alice --yes", short_help="Delete a user with all tasks, agents and keys."
-)
+@command.command("delete", "alice", short_help="Delete a user with all tasks, agents and keys.")
 @click.argument("name", type=options.text)
 @options.flag("--yes", help="Do not ask for the name again.")
 def delete(name: str, yes: bool) -> None:
@@ -81,8 +79,8 @@ def key_command() -> None:
 @options.flag("--read", help="Create a key that can only read.")
 @options.flag(
     "--login",
-    help="Print no key; the person whose name in the proxy's header is NAME can then sign in to "
-    "the dashboard: see TASKSERVICE_LOGIN_HEADER.",
+    help="Print no key; instead, let the person whom the proxy calls NAME sign in to the dashboard "
+    "(see TASKSERVICE_LOGIN_HEADER).",
 )
 @click.option(
     "--expires",

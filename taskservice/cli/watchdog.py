@@ -10,7 +10,7 @@ from taskservice.client import Task
 from taskservice.client.http import Connection
 from taskservice.client.task import end_interrupted
 
-# The signals that end a session, a terminal, or all processes of a service.
+# The signals after Ctrl-C, at the stop of a service, and when a terminal closes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_RETRY_SECONDS = 86_400.0
 _ENDED = b"."
@@ -32,9 +32,9 @@ def ended_if_killed(
         with suppress(BrokenPipeError):
             os.write(writer, data)
 
-    # Python swallows the exception of a handler that runs during the fork.
+    # Block the signals, since Python discards an exception of a handler during the fork.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # Too many processes, or no child to wait for, because SIGCHLD is ignored.
+    # OSError: there are too many processes, or no child to wait for because SIGCHLD is ignored.
     with suppress(OSError):
         child = os.fork()
         if not child:
@@ -55,18 +55,19 @@ def _watch(connection: Connection, reader: int) -> NoReturn:
     try:
         _handle_signals(signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        # A grandchild survives a signal to the process group, or to all children of a process.
+        # A signal to the caller's process group, or to its children, does not reach a grandchild in
+        # its own session.
         os.setsid()
         if os.fork():
             os._exit(0)
-        # The agent reads the output of the command until each process has closed it.
+        # Close the output, since the agent reads it until all processes have closed it.
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        # Nor may it keep the caller's locks and pipes, or the writer.
+        # Close the other inherited files: locks and pipes of the caller, and the writer.
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != reader:
-                os.closerange(number, number + 1)  # ignores that a file is closed
+                os.closerange(number, number + 1)  # unlike `close`, ignores a closed file
         with open(reader, "rb") as pipe:
             task_id = pipe.read()
         _handle_signals(signal.SIG_DFL)

@@ -26,7 +26,7 @@ from taskservice.terminal import notice, open_standard_files
     "--agent summarizer --parallel 4 -- ./summarize.sh",
     short_help="Claim tasks of an agent, and run a program for each.",
 )
-@options.agent_option(required=True, help="Agent whose tasks to claim; registered if new.")
+@options.agent_option(required=True, help="Agent whose tasks are claimed; registered if new.")
 @click.option(
     "--parallel",
     default=1,
@@ -40,9 +40,9 @@ from taskservice.terminal import notice, open_standard_files
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     """Claim the tasks of an agent as they arrive, and run CMD for each task, as `run` does.
 
-    CMD reads the task's input as JSON from stdin. Any number of workers can run, on any number of
-    machines: each task is given to only one worker. The worker forwards signals to its running
-    programs, and ends when they have ended.
+    CMD reads the task's input as JSON from stdin. Each task is given to only one worker, even if
+    many workers run on several machines. The worker forwards signals to its running programs, and
+    ends when they have ended.
     """
     open_standard_files()
     with program_client(RETRY_SECONDS) as client:
@@ -92,8 +92,8 @@ class Worker:
         try:
             if not self._is_registered:
                 self._register(**retries)
-            # A claim waits for at most 2 s, since no signal interrupts it. If it returns a task,
-            # the task is still run.
+            # A claim waits for at most 2 s, since signals do not interrupt it. A task that it
+            # returns is run even if the worker is stopping.
             task = claim_task(self._connection, self._agent_id, 2, **retries)
         except NotFound:  # the agent was deleted
             self._is_registered = False
@@ -107,7 +107,7 @@ class Worker:
 
     def _register(self, **retries: Any) -> None:
         """Print the agent whose tasks are claimed; register a new agent, and print similar IDs."""
-        # A person should soon see whether the first request works.
+        # Short timeouts, so that a person soon sees whether the first request works.
         retries["timeout"] = (2.0, 3.0)
         agents = self._connection.call("GET", "/agent", responses.AGENTS, **retries).data
         known = [agent["id"] for agent in agents]
@@ -140,7 +140,7 @@ class Worker:
         except (OSError, RuntimeError) as error:
             text = f"The worker could not start the program: {error}"
             notice(f"task {task.id}: {text}")
-            # The task is claimed, so no other worker would run it.
+            # Report the failure, since no other worker can run a task that is claimed.
             with contextlib.suppress(TaskServiceError):
                 task.report(**failed(text))
         finally:
