@@ -166,13 +166,13 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{backup} belongs to the database itself")
         if not file.is_file():
             raise BackupError(f"{file} is not a regular file")
-        # An empty file is replaced: a command creates one if it fails on a full disk.
+        # An empty file is replaced: a command that failed on a full disk may have created it.
         if not replace and file.stat().st_size:
             raise BackupError(f"{file} exists; --force replaces it and saves the old one")
 
 
 def _existing_files(database: Path) -> list[Path]:
-    """The database file and its logs, without those that do not exist."""
+    """The database file and its logs, if they exist."""
     named = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
     return [file for file in named if os.path.lexists(file)]
 

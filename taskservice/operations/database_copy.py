@@ -27,7 +27,7 @@ BATCH_READS = 125
 LOCK_SECONDS = 60
 
 TABLES: list[sa.Table] = db.metadata.sorted_tables
-# The progress of the copy. The table is dropped at the end: a database with it is unfinished.
+# The progress of the copy. The table is dropped at the end, so only unfinished copies have it.
 _PROGRESS = sa.Table(
     COPY_PROGRESS,
     sa.MetaData(),
@@ -75,7 +75,7 @@ def _check_addresses(source: URL, target: URL) -> None:
 
 
 def _in_use(address: URL) -> DatabaseError:
-    # Only its last heartbeat shows whether a process serves a PostgreSQL database.
+    # Whether a process serves a PostgreSQL database is known only from the last heartbeat.
     wait = "" if sqlite_file(address) else f", and wait for {MAX_AGE_SECONDS:.0f} s"
     return DatabaseError(
         f"{shown(address)} is in use: stop the service, and every other command, first{wait}"

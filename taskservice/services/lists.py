@@ -99,7 +99,8 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 Filters: TypeAlias = frozenset[str]
 # The filters with an index that is sorted by creation time, the most selective filter first.
 _IN_AN_INDEX = ("hanging", "asking", "own_agent_id", "agentId", "errorType", "status")
-# The maximum number of tasks that are read by their IDs and sorted for one page.
+# The maximum size of a candidate set: the tasks that match one filter, which are read by their IDs
+# and sorted.
 MAX_CANDIDATES = 5_000
 _user_id = bindparam("user_id", type_=Identifier)
 _deliveries = select(Delivery.task_id).where(
@@ -189,7 +190,7 @@ def _parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 def _conditions(filters: Filters, by_index: Filters) -> list[ColumnElement[bool]]:
     """The conditions of these filters; SQLite may use an index only for filters in `by_index`."""
-    # SQLite, which has no statistics here, would often choose another index than the list's order.
+    # Without statistics, SQLite would often choose an index that is not in the order of the list.
     searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
     checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
     return [tasks_of_user, *searched, *([unindexed(checked)] if checked else [])]
@@ -226,7 +227,7 @@ Positions: TypeAlias = tuple[list[Position], Position | None]
 
 
 class Scan(NamedTuple):
-    """What a list's SQL depends on; without a `candidate_set`, it reads the index of `sort`."""
+    """The parts of a list's SQL; without a `candidate_set`, the SQL reads the index of `sort`."""
 
     filters: Filters
     sort: str
@@ -244,8 +245,8 @@ class TaskList:
         self._sort = selection.sort
         self.values = _parameters(caller, selection)
         self._all_filters = frozenset(CONDITIONS.keys() & self.values.keys())
-        # The filter by the time that sorts the list bounds the part of the index that is read; all
-        # other filters are in `filters`.
+        # The filter by the sort column bounds the part of the index that is read; all other filters
+        # are in `filters`.
         bounded = "finished" if self._sort == BY_END else "created"
         self.filters = self._all_filters - {bounded}
         lowest = Position(self.values[f"{bounded}After"], HIGHEST_ID)
@@ -360,8 +361,8 @@ class TaskList:
 
     def position(self, after: Position | None, number: int) -> Position | None:
         """The position that is `number` tasks after `after` in the index, None if there is none."""
-        # A search calls this before it reads tasks: a deletion during the search can then not move
-        # its end, which would skip a task.
+        # A search determines its end before it reads tasks. Otherwise, a deletion could move the
+        # end, and the search would skip a task.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
         return Position(*rows[0]) if rows else None
 
@@ -433,7 +434,10 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """By ID of a task with children: their `count`, up to MAX_CHILDREN, and how many `failed`."""
+    """The numbers of the children of each task, by task ID; tasks without children are omitted.
+
+    A row contains the `count` of children, up to MAX_CHILDREN, and how many of them `failed`.
+    """
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
 
@@ -505,7 +509,7 @@ def in_order(scan: Scan, *conditions: ColumnElement[bool]) -> Any:
 
 
 def _conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
-    """The conditions of a list, for which SQLite reads the list's index or its candidate set."""
+    """The conditions of a list; SQLite reads the index in the list's order, or a candidate set."""
     after, end = (
         tuple_(
             bindparam(f"{name}_time", type_=Timestamp()), bindparam(f"{name}_id", type_=Identifier)

@@ -297,7 +297,7 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Split text into pieces of whole lines; only a single line is larger than CHUNK_BYTES."""
+    """Split text into pieces of whole lines; a piece of more than CHUNK_BYTES is a single line."""
     start = 0
     while start < len(data):
         limit, end = start + CHUNK_BYTES, len(data)
@@ -450,7 +450,7 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> No
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
     # Times are limited to the period from the task's start, or an earlier claim, until now. If the
-    # clock has been set back since the start, all times become the start.
+    # clock has been set back since the start, all times become the time of the start.
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Mutes agents; after a mute, people are notified of the states that began during it and hold."""
+"""Mutes agents; after a mute, people are notified of states that began during it and persist."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -22,7 +22,7 @@ from taskservice.services import deliveries, events
 from taskservice.services.events import NewEvent, this_agent
 from taskservice.services.tasks import NEWEST_FAILURE, of_this_agent
 
-BATCH = 50  # agents in one transaction
+BATCH = 50  # The number of agents that one transaction changes.
 DAY_SECONDS = 86_400.0
 
 _AGENTS = select(
@@ -135,7 +135,7 @@ def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEv
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Move mutes that began after `ahead`, in the future: they begin now, and last as long."""
+    """Let mutes that began after `ahead` begin now, with the same duration."""
     begun = select(Agent.user_id, Agent.id, Agent.muted_at, Agent.muted_until)
     for agent in read_all(begun.where(Agent.muted_at > ahead)):
         seconds = clock.seconds_between(agent.muted_at, agent.muted_until)

@@ -21,7 +21,7 @@ COMPARED_SECONDS = 1.8
 
 
 def new_lines(caller: Caller, task_id: str, against_id: str | None) -> dict[str, Any]:
-    """The log lines of a task that another run, by default the last good run, lacks.
+    """The log lines of a task that are missing in another run, by default the last good run.
 
     Raises 404 and 503.
     """
@@ -101,7 +101,7 @@ _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")
 
 def _without_values(text: str) -> bytes:
     """The text with each number, ID, time and temporary path replaced by one zero."""
-    sleep(0.0001)  # lets other threads run
+    sleep(0.0001)  # Let other threads run.
     # Replacing bytes is several times as fast as one regular expression for all values.
     data = f"\n{text}".encode().translate(_DIGITS)
     if b"h" * 12 in data.translate(_HEX):

@@ -57,14 +57,14 @@ def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Se
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> QuestionRow:
-    """A question of a task. Raises 404, for the task or for the question."""
+    """A question of a task. Raises 404 if the task or the question does not exist."""
     tasks.get_version(caller, task_id)
     with reading() as connection:
         return _get(connection, task_id, question_id)
 
 
 def find_by_id(question_id: str) -> QuestionRow | None:
-    """A question of any user, for use by the service itself and never for a caller."""
+    """A question of any user; used only by the service itself, not for a caller's request."""
     return read_one(select(*COLUMNS).where(Question.id == question_id))
 
 
@@ -84,7 +84,7 @@ def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
     return read_all(visible.order_by(Task.created_at, Task.id).limit(count), **caller.scope)
 
 
-BATCH = 50  # questions that one transaction expires
+BATCH = 50  # The number of questions that one transaction expires.
 
 _WITH_KEY = OF_TASK.add_columns(Question.idempotency_digest).where(
     Question.idempotency_key == bindparam("idempotency_key")
@@ -219,7 +219,7 @@ def open_json(connection: Connection, task_id: str) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Move open questions that were asked after `ahead`, in the future, as if asked now."""
+    """Let open questions that were asked after `ahead` be asked now, with the same timeout."""
     begun = select(Question.id, Question.task_id, Question.asked_at, Question.expires_at)
     for question in read_all(begun.where(_is_open, Question.asked_at > ahead)):
         times = {"asked_at": now}

@@ -22,8 +22,8 @@ from taskservice.schemas.tasks import task_schema
 from taskservice.services import attempts, deliveries, events, questions, tasks
 
 # A report merges its output with the stored output inside its transaction if both together have at
-# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, up to MAX_MERGES times,
-# and then inside.
+# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, and after MAX_MERGES
+# attempts inside.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -66,8 +66,9 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
 
 
 def _cancel(caller: Caller, task_id: str) -> tuple[TaskRow, deliveries.Leased | None]:
-    """Cancel a running task; returns the task, and its webhook, which the caller must send or
-    release.
+    """Cancel a running task; returns the task and its webhook.
+
+    The caller must send or release the webhook.
     """
     with transaction() as connection:
         task = tasks.get_locked(connection, caller, task_id)

@@ -22,8 +22,8 @@ from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
-# A search ends after this many seconds or this many bytes of logs. In all, it reads at most 64 MiB:
-# to compute their size, it may also read the next CHUNKS_PER_READ chunks of a large log.
+# A search ends after this many seconds or this many bytes of logs. It reads at most 64 MiB in all:
+# it may also read the next CHUNKS_PER_READ chunks of a large log, to compute their size.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
 # The maximum number of tasks that one statement reads.
@@ -32,7 +32,7 @@ TASKS_PER_READ = 400
 MAX_ERRORS = 5_000
 # If a line has more characters, only the part around the matching text is shown.
 MAX_SHOWN_LINE = 400
-# The number of every line of a log is lower than this.
+# An upper bound of the line numbers in a log.
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())

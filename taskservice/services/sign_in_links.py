@@ -30,7 +30,8 @@ _LINK = (
     .where(SignInLink.digest == bindparam("digest"), _is_valid, *KEY_IS_VALID)
 )
 _USE = delete(SignInLink).where(SignInLink.digest == bindparam("digest"), _is_valid)
-# The valid user keys of a user, without keys that sign people in through a proxy, oldest first.
+# The valid keys of a user, oldest first, without agent keys and without keys that sign people in
+# through a proxy.
 _KEYS = (
     select(ApiKey.id, ApiKey.access)
     .where(
@@ -44,7 +45,7 @@ _KEYS = (
 
 
 def create(caller: Caller, key_name: str | None = None) -> Any:
-    """Create a link with the rights of the caller's key, or of the user's newest key of this name.
+    """Create a link with the rights of the caller's key, or of the newest key named `key_name`.
 
     Returns the link with its `token`. Raises 401, 403 and 422.
     """

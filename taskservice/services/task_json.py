@@ -116,9 +116,9 @@ def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
 
 
 def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """The JSON of tasks: a text for up to 50 tasks, joined by commas, or for each task.
+    """The JSON of tasks; each text contains one task, or up to 50 tasks joined by commas.
 
-    Each text is in pieces.
+    A text consists of pieces.
     """
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:

@@ -95,7 +95,7 @@ def find(caller: Caller, task_id: str) -> TaskRow | None:
 
 
 def find_by_id(task_id: str) -> TaskRow | None:
-    """A task of any user, for use by the service itself and never for a caller."""
+    """A task of any user; used only by the service itself, not for a caller's request."""
     return read_one(_TASK_BY_ID, task_id=task_id)
 
 
@@ -114,8 +114,8 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-# The columns that a heartbeat changes. The times are from the database's clock, like the times of
-# timeouts, since the clock of this machine may differ.
+# The columns that a heartbeat changes. The times are from the database's clock, which also decides
+# about timeouts; the clock of this machine may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 # The columns that describe a hang, with the values that the end of a task sets.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
@@ -361,7 +361,7 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
-# A program that starts its own task, as under `taskservice run`, claims it when it creates it.
+# A program that starts its own task, as under `taskservice run`, claims the task at its creation.
 is_claimed_by_worker: ColumnElement[bool] = and_(_is_running, Task.claimed_at > Task.created_at)
 _AGENT_HAS_TASK = select(
     or_(

@@ -185,7 +185,8 @@ def record_last_uses() -> None:
     of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
     _store_last_uses(of_keys, ApiKey.last_used_at, ApiKey.id == bindparam("of_id"))
     workers = auth.take_minutes(auth.worker_claims)
-    # Sorted like the agents that other transactions lock, so that there is no deadlock.
+    # Agents are changed in the same order as in other transactions; otherwise, two transactions
+    # could deadlock.
     of_workers = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
@@ -324,7 +325,7 @@ _SIGNING = Statement[AnyRow](
 
 
 def callback_secrets(user_id: str, overlap: float = OVERLAP_SECONDS) -> list[str]:
-    """The secrets with which to sign now, newest first.
+    """The secrets with which webhooks are signed now, newest first.
 
     A replaced secret remains in use for `overlap` seconds.
     """
