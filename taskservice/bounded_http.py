@@ -1,4 +1,4 @@
-"""A session of `requests` that limits the time and size of responses and follows no redirects."""
+"""A `requests` session that limits the time and size of responses and follows no redirects."""
 
 import functools
 import http.client
@@ -19,9 +19,9 @@ from urllib3.connection import HTTPConnection
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """A context that trusts the CAs of requests, and of the system or SSL_CERT_FILE.
+    """A TLS context that trusts the CAs of `requests`, and the CAs of the system or SSL_CERT_FILE.
 
-    It is cached, since reading the certificates takes 10 ms.
+    The context is cached, since reading the certificates takes 10 ms.
     """
     context = ssl.create_default_context()
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
@@ -29,11 +29,11 @@ def tls_context() -> ssl.SSLContext:
 
 
 class TooLargeError(Exception):
-    """The response, with its headers and framing, has more bytes than allowed."""
+    """The response, including its headers and framing, is larger than allowed."""
 
 
 class Deadline:
-    """The time limit of an operation, which begins when this object is created."""
+    """The time limit of an operation that begins when this object is created."""
 
     def __init__(self, seconds: float, min_rate: float = math.inf) -> None:
         """Data that arrives faster than `min_rate` bytes a second extends the deadline."""
@@ -60,7 +60,7 @@ class Deadline:
 
 @dataclass
 class Limits:
-    """The maximum size and time of each response of a connection, with its headers and framing.
+    """Limits the size, including headers and framing, and the time of each response.
 
     A change applies to the next response and all later responses.
     """
@@ -80,16 +80,16 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(self._limited)
 
     def begin(self) -> None:
-        """Read the headers after all interim responses; the base class skips only status 100."""
+        """Skip interim responses, such as status 103; the base class skips only status 100."""
         super().begin()
         while 101 < self.status < 200:
-            self.headers = cast(HTTPMessage, None)  # the state before the first headers
+            self.headers = cast(HTTPMessage, None)  # otherwise, `begin` would do nothing
             super().begin()
         self._limited.in_headers = False
 
 
 class LimitedStream(io.RawIOBase):
-    """Reads a response from a socket, within these limits."""
+    """Reads a response from a socket and enforces the limits."""
 
     def __init__(self, stream: io.RawIOBase, sock: socket.socket, limits: Limits) -> None:
         self._stream, self._sock = stream, sock
@@ -118,7 +118,7 @@ class LimitedStream(io.RawIOBase):
 
 
 class Session(requests.Session):
-    """Limits each response, and follows no redirect, which would forward the headers."""
+    """Limits each response. Follows no redirects, since a redirect would forward the headers."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Session(requests.Session):
             self.mount(scheme, _Adapter(limits))
 
     def get_redirect_target(self, response: requests.Response) -> None:
-        # Otherwise, the body of a redirect would be read, although the redirect is not followed.
+        # With `allow_redirects=False`, `requests` would still read the body of a redirect.
         return None
 
 
@@ -151,8 +151,8 @@ class _Adapter(HTTPAdapter):
         return host, pool
 
     def build_response(self, request: Any, response: Any) -> requests.Response:
-        # The limit applies to the bytes that arrive; decompressed, they could be a thousand times
-        # as many.
+        # The limit applies to the received bytes; a decompressed response could be a thousand times
+        # larger.
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
             raise requests.RequestException("the response is compressed")

@@ -7,23 +7,23 @@ from itertools import takewhile
 # Maximum number of characters of a reason.
 MAX_REASON = 500
 
-# Terminal escape sequences, such as colours.
+# Matches a terminal escape sequence, for example for a colour.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-# Error messages that contain no reason.
+# Matches an error message that contains no reason.
 _GENERIC = re.compile(
     r"(?:the agent reported an error|killed by signal .*|(?:failed|error)?:?\s*"
     r"(?:exit|exited|exited with)?\s*(?:status|code)?:?\s*\d*)\.?",
     re.IGNORECASE,
 )
-MAX_GENERIC = 100  # the maximum number of characters of such a message
-# Lines of a log that contain no reason: commands that `set -x` prints, and how a program exited.
+MAX_GENERIC = 100  # the maximum number of characters of a message without a reason
+# Matches log lines without a reason, such as an exit status, or a command that `set -x` prints.
 _NO_REASON = re.compile(r"\++ |exit status \d+$|make(\[\d+\])?: \*\*\* .*Error \d+$|Node\.js v\d")
 
-# The lines of the tracebacks of Python, Java, Node.js and Go.
+# Patterns for lines of the tracebacks of Python, Java, Node.js and Go.
 _PYTHON = re.compile(r"Traceback \(most recent call last\):$")
 _PYTHON_DETAIL = re.compile(r"\s|(DETAIL|HINT|CONTEXT|QUERY|WHERE|LINE \d+):")
 _PYTHON_GROUP = re.compile(r"  \| (\S*Group: .*)")
-_STACK_LINE = re.compile(r"\s+at \S|\s+\.\.\. \d+ ")  # of Java and Node.js
+_STACK_LINE = re.compile(r"\s+at \S|\s+\.\.\. \d+ ")  # Java and Node.js
 _AFTER_EXCEPTION = re.compile(r"\s|[})\]]|Caused by: |Node\.js v\d")
 _CAUSE = re.compile(r"(?:Caused by: |\s+\[cause\]: )(.*)")
 _EXCEPTION = re.compile(r'(Uncaught |Exception in thread ".*?" )?[\w.$]+(: |$| \[)')
@@ -51,23 +51,23 @@ def reason_line(message: str, log_end: str = "") -> str:
 
 
 def is_generic(message: str) -> bool:
-    """Whether an error message contains no reason, such as an exit status alone."""
+    """Whether an error message contains no reason, for example only an exit status."""
     return len(message) < MAX_GENERIC and bool(_GENERIC.fullmatch(error_reason(message)))
 
 
 def error_reason(message: str) -> str:
-    """The most useful line of an error message: its exception, or else its first line."""
+    """The most useful line of an error message: the exception, or else the first line."""
     lines = _visible_lines(message)
     if not lines:
         return ""
     if _PYTHON.match(lines[0]):
-        # An error message ends with its exception, even if the exception has several lines.
+        # The first line after the traceback names the exception, even if its text has more lines.
         return next((line for line in _after_traceback(lines)), lines[-1].strip())
     return _exception(lines) or lines[0].strip()
 
 
 def log_reason(log_end: str) -> str:
-    """The most useful line of the end of a log: its exception, or else its last line."""
+    """The most useful line at the end of a log: the exception, or else the last line."""
     lines = _visible_lines(log_end)
     last = next((line for line in reversed(lines) if not _NO_REASON.match(line)), "")
     return (_exception(lines) or last.strip())[:MAX_REASON]
@@ -100,7 +100,7 @@ def _python_exception(lines: Sequence[str]) -> str:
 
 
 def _after_traceback(lines: Sequence[str]) -> list[str]:
-    """The lines after the last traceback: the exception without its details, and later output."""
+    """The lines after the last traceback: the exception, without its details, and later output."""
     start = max(number for number, line in enumerate(lines) if _PYTHON.match(line))
     after = list(takewhile(lambda line: not line.startswith("[SQL: "), lines[start + 1 :]))
     return [line for line in after if not _PYTHON_DETAIL.match(line)]
@@ -116,7 +116,7 @@ def _go_panic(lines: Sequence[str]) -> str:
 
 
 def _exception_with_stack(lines: Sequence[str]) -> str:
-    """The exception above the stack at the end of these lines, or its last cause, if any."""
+    """The exception above the stack trace at the end of these lines, or its root cause."""
     start = len(lines) - 1
     while start > 0 and _AFTER_EXCEPTION.match(lines[start]):
         start -= 1

@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-# The control characters C0, DEL and C1, characters that end or reorder a line, and lone surrogates.
+# C0 and C1 control characters, DEL, characters that end or reorder a line, and lone surrogates.
 _CONTROL_CHARACTERS = (
     r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 )
@@ -25,7 +25,7 @@ _PLAIN = "\x1b[0m"
 
 
 def escaped(text: str) -> str:
-    """The text as one line, without characters that control a terminal."""
+    """Escape line feeds and all other characters that control a terminal."""
     return _UNSAFE.sub(_escape, text)
 
 
@@ -77,7 +77,7 @@ def print_log_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON value on one line; the escapes do not change the value."""
+    """Print a value as JSON on one line; control characters become JSON escapes."""
     print_line(json.dumps(value, ensure_ascii=False))
 
 
@@ -95,7 +95,7 @@ with_offset = partial(local_time, precision="seconds", has_offset=True)
 def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows on stdout: one JSON object per line, or a table with aligned columns.
 
-    In the table, times, such as `createdAt`, are in this machine's time zone.
+    The table shows times, such as `createdAt`, in this machine's time zone.
     """
     if as_json:
         for row in rows:
@@ -139,10 +139,9 @@ def print_table(
 ) -> None:
     """Print rows with aligned columns; the first row contains the names of the columns.
 
-    For the name of a column and the text of a cell before any comma, `colours` contains the number
-    of the escape sequence that colours the cell on a terminal. With `optional`, the table is at
-    most as wide as the terminal: if necessary, empty columns and then the optional columns, in this
-    order, are omitted, and cells are truncated.
+    `colours` maps the name of a column, and the text of a cell up to a comma, to the ANSI code of a
+    colour. With `optional`, the table is not wider than the terminal: if necessary, empty columns
+    are omitted, then the `optional` columns in the given order, and finally cells are truncated.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -160,14 +159,14 @@ def print_table(
         _write(line.rstrip())
 
 
-# Lengths up to which a cell, such as a time, and an ID in the first column are not truncated.
+# Cells, such as times, and IDs in the first column are not truncated below these lengths.
 _SHORT_CELL, _SHORT_ID = 14, 18
-# Before cells are truncated to less than this width, optional columns are omitted.
+# Optional columns are omitted before other cells are truncated below this length.
 _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """The table in at most `columns` characters, without the year and empty columns if needed."""
+    """Fit the table into `columns` characters: omit the year and columns, and truncate cells."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]
@@ -197,12 +196,12 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def open_standard_files() -> None:
-    """Open /dev/null for each closed standard stream; otherwise a file would get its number."""
+    """Open /dev/null for each closed standard stream, so that no other file gets its number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # `open` returns the lowest free number, which is this one; child processes inherit it.
+            # `open` returns the lowest free number, which is `number`. Child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # Python sets these streams to None if their descriptors were closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
@@ -211,7 +210,7 @@ def open_standard_files() -> None:
 
 @atexit.register
 def _discard_unwritten_notices() -> None:
-    """Discard unwritten output; otherwise Python would exit with 120 on a full disk."""
+    """Discard unwritten messages; otherwise, Python would exit with status 120 on a full disk."""
     try:
         if sys.stderr is not None and not sys.stderr.closed:
             sys.stderr.flush()
@@ -224,21 +223,21 @@ def _write(line: str, *, err: bool = False) -> None:
         # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
-                # This is one write, unlike with `print`, since a running program may write to the
+                # Write the line at once, unlike `print`, since a running program may write to the
                 # same stream.
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return
-    if sys.stdout is None:  # it was closed before the start
+    if sys.stdout is None:  # stdout was closed when Python started
         return
     try:
         try:
             print(line, flush=True)
         except UnicodeEncodeError:
-            # The encoding of the locale does not contain some of the characters.
+            # The encoding of the locale lacks some of the characters.
             print(re.sub(r"[^\x00-\x7f]", _escape, line), flush=True)
     except OSError as error:
-        # Otherwise, writing the rest of the buffer would fail again at exit.
+        # Python flushes the buffer at exit; without /dev/null, that would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             # The reader has closed the pipe; click ends the command quietly.

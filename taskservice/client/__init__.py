@@ -1,4 +1,4 @@
-"""The Python client: starts, claims, reports, lists and follows tasks."""
+"""The Python client: starts, claims, updates, lists and follows tasks."""
 
 from taskservice.client.client import Client
 from taskservice.client.current_task import current

@@ -1,4 +1,4 @@
-"""The client of one API key, with the methods that programs call."""
+"""The class `Client`, the entry point of the Python client."""
 
 import logging
 import math
@@ -47,21 +47,23 @@ _HOOKS: Expected[list[Hook]] = Expected(Hook, is_list=True)
 class Client:
     """Connects to a taskservice server with one API key.
 
-    Threads can share a client, and forked children can use it. Creating a client sends nothing.
+    Threads and forked child processes can share a client. Creating a client sends no request.
     Each call blocks until the service has responded, and is retried for up to `retry_timeout`
-    seconds while the service is unreachable or busy. A repeated call takes effect only once.
+    seconds while the service is unreachable or busy. A retried call takes effect only once.
 
     Args:
         url: Address of the service, such as "https://tasks.example.org"
-            (default: the environment variable TASKSERVICE_URL).
-        apikey: A user key or an agent key (default: TASKSERVICE_APIKEY).
+            (default: the environment variable TASKSERVICE_URL, or the profile of
+            `taskservice login`).
+        apikey: A user key or an agent key (default: the environment variable
+            TASKSERVICE_APIKEY, or the profile of `taskservice login`).
         retry_timeout: Seconds to keep retrying a call (default: 60).
 
     Raises:
         SettingError: The address or the key is missing or malformed.
 
     All calls can also raise Unreachable or Unavailable after `retry_timeout` seconds, NotTheService
-    if something else responds at the address, and InvalidKey if the key is not valid.
+    if another program responds at the address, and InvalidKey if the key is not valid.
     """
 
     def __init__(
@@ -88,28 +90,30 @@ class Client:
         parent_id: str | None = None,
         claimed_at: str | None = None,
     ) -> Task:
-        """Start a task; register its agent first if it does not exist.
+        """Start a task, and register its agent if the agent does not exist yet.
 
-        If this program does the work, use the result in a `with` block: the block reports
-        `complete` at its end, or `error` with the traceback if an exception leaves it.
+        If this program does the work, use the returned task in a `with` block. At its end, the
+        block reports `complete`. If an exception leaves the block, it logs the traceback and
+        reports `error`.
 
         Args:
-            agent_id: The agent: 1 to 64 characters of a-z, 0-9, ".", "_" and "-", the first
-                one a letter or a digit.
+            agent_id: ID of the agent: 1 to 64 characters of a-z, 0-9, ".", "_" and "-"; the
+                first character is a letter or a digit.
             name: Display name, up to 200 characters (default: the agent's name).
-            input: JSON object, up to 1 MiB. With `claim=False` it is validated against the
-                agent's input schema.
-            callback: http(s) URL that receives a signed webhook when the task ends, up to
-                2,000 bytes.
-            timeout: Seconds without a line or report after which the service ends the task, up
-                to 366 days; 0 for never (default: a setting of the service, 24 hours). A
-                `with` block sends heartbeats.
+            input: JSON object, up to 1 MiB. With `claim=False`, the input must match
+                the agent's input schema.
+            callback: http(s) URL, up to 2,000 bytes, that receives a signed webhook when the
+                task ends.
+            timeout: Seconds without a line, report or heartbeat after which the service ends
+                the task, up to 366 days; 0 for no timeout (default: 24 hours, unless the
+                service is configured otherwise). A `with` block sends heartbeats.
             claim: True if this program does the work; False leaves the task to a worker.
-            labels: Up to 16 pairs to filter by; values of 1 to 256 characters.
-            parent_id: The parent task (default: the task that this program was started for, if
-                there is one and the key has access to it); "" for none.
-            claimed_at: RFC 3339 time at which the work began, if the task is started later than
-                that: at most 30 days ago. The times of its lines can be as old.
+            labels: Up to 16 key-value pairs to filter tasks by; each value has 1 to 256
+                characters.
+            parent_id: ID of the parent task; "" for no parent (default: the current task, if
+                there is a current task and the key has access to it).
+            claimed_at: RFC 3339 time at which the work began, if it began before this call; at
+                most 30 days ago. Log lines can have any time since then.
 
         Raises:
             Invalid: A value was rejected; `errors` maps each field to messages.
@@ -167,7 +171,7 @@ class Client:
     ) -> str | dict[str, Any]:
         """Ask a person a question, in a separate task, and wait for the answer.
 
-        Takes the arguments of `Task.ask` and returns the same. The task ends with the answer as its
+        Returns a string, or a dictionary if `schema` is given. The task ends with the answer as its
         output, or with an error if there is no answer. An exception that interrupts the wait, such
         as KeyboardInterrupt, cancels the task.
 
@@ -176,11 +180,11 @@ class Client:
             schema: JSON Schema of an object with simple properties.
             timeout: Seconds until the question expires (default: one day); 0 for never.
             choices: The allowed answers.
-            agent_id: The agent of the task (default: the agent of an agent key, otherwise "ask").
+            agent_id: ID of the agent (default: "ask", or the agent to which an agent key belongs).
 
         Raises:
             QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
-            TaskCancelled, TaskFinished, NotFound: Another key has ended or deleted the task.
+            TaskCancelled, TaskFinished, NotFound: Another program ended or deleted the task.
             Invalid: The question or its schema was rejected.
 
         Example:
@@ -199,12 +203,12 @@ class Client:
         return answer if schema is not None else str(answer["answer"])
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
-        """Claim the oldest waiting task of an agent, to do its work; None if no task is waiting.
+        """Claim the oldest waiting task of an agent; return None if no task is waiting.
 
         Blocks for up to `wait` seconds. Only one caller can claim a task.
 
         Args:
-            agent_id: The agent.
+            agent_id: ID of the agent.
             wait: Seconds to wait for a task (default: 30); 0 returns immediately.
 
         Raises:
@@ -230,7 +234,7 @@ class Client:
         """Return one task, without its log.
 
         Raises:
-            NotFound: The task does not exist, was deleted, or the key has no access to it.
+            NotFound: The task does not exist or was deleted, or the key has no access to it.
         """
         return Task(self.connection, read_task(self.connection, task_id))
 
@@ -264,19 +268,19 @@ class Client:
             claimed: True for claimed tasks, False for waiting tasks.
             asking: True for tasks with open questions, False for all others.
             hanging: True for tasks that run or are silent for too long, False for all others.
-            agent_id: The agent of the tasks.
-            parent_id: The parent of the tasks.
-            labels: Pairs; a task must have all of them.
-            q: Text that the name contains; case is ignored.
+            agent_id: ID of the agent.
+            parent_id: ID of the parent task.
+            labels: Key-value pairs, all of which a task must have.
+            q: Text in the name of a task; case is ignored.
             created_after, created_before, finished_after: Exclusive bounds.
             sort: "-createdAt" (default: newest first), "createdAt", or "finishedAt", which
                 lists finished tasks only.
-            fields: Fields to read, separated by commas, including "id" (default: all except the
-                log). Properties of a task whose field was not read raise KeyError.
+            fields: Names of the fields to read, separated by commas, including "id" (default:
+                all fields except the log). A property whose field was not read raises KeyError.
             page_size: Tasks per request, 1 to 1,000 (default: 100).
 
         Raises:
-            Invalid: A filter is invalid; raised by the iteration.
+            Invalid: A filter is invalid. The error is raised when the iteration starts.
 
         Example:
             >>> client.start("backup", name="nightly").fail("The disk is full")
@@ -299,7 +303,7 @@ class Client:
         """Return all agents that the key has access to, sorted by ID.
 
         Args:
-            health: Include `health`, statistics on the last 30 finished tasks of each agent.
+            health: Whether to include `health`, statistics on each agent's last 30 finished tasks.
 
         Example:
             >>> client.register_agent("reader", name="Reader")
@@ -321,19 +325,20 @@ class Client:
         return self.connection.call("GET", "/attention", _ATTENTION).data
 
     def bulk(self, action: BulkAction, task_ids: Iterable[str]) -> dict[str, Any]:
-        """Cancel, delete or rerun many tasks; only user keys can.
+        """Cancel, delete or rerun many tasks. Requires a user key.
 
-        Sends one request for each 100 tasks, and blocks until all have ended. If a request is
-        repeated because its response was lost, tasks that it has deleted count as refused, with
-        the code "not_found".
+        Sends one request per 100 tasks, and blocks until the service has responded to all
+        requests. If a response is lost and the request is retried, the tasks that the first
+        request deleted count as refused, with the code "not_found".
 
         Args:
             action: "cancel", "delete" or "rerun".
-            task_ids: The IDs; a repeated ID counts once.
+            task_ids: IDs of the tasks; duplicates count once.
 
         Returns:
-            `done`, the number of changed tasks; `refused`, each with its `id` and an error `code`;
-            and `tasks`, the IDs of the new tasks of reruns.
+            A dictionary: `done` is the number of changed tasks, `refused` lists the other tasks,
+            each with its `id` and an error `code`, and `tasks` lists the IDs of tasks that "rerun"
+            has started.
 
         Example:
             >>> waiting = [client.start("reader", claim=False).id for _ in range(3)]
@@ -363,14 +368,14 @@ class Client:
         tool: bool | None = None,
         expect: Expect | None = None,
     ) -> None:
-        """Register an agent, or update those fields of an existing agent that are not None.
+        """Register an agent, or update an existing agent. Arguments that are None change nothing.
 
         Args:
             agent_id: 1 to 64 characters of a-z, 0-9, ".", "_" and "-".
             name: Display name, up to 200 characters (default of a new agent: its ID).
             description: What the agent does, up to 2,000 characters.
-            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The input must match it
-                at each rerun, and at each start of a task that the caller does not claim.
+            input_schema: JSON Schema of the tasks' input, up to 16 KiB. The service validates
+                the input of reruns, and of tasks that are started with `claim=False`.
             annotations: MCP tool hints; they replace all earlier hints.
             tool: Whether MCP clients get a tool for this agent; by default, they do if a worker of
                 the agent was seen in the last 30 days.
@@ -403,7 +408,7 @@ class Client:
         self.connection.call("DELETE", path_to("agent", agent_id), AGENT)
 
     def hooks(self) -> list[Hook]:
-        """Return all hooks of the user, oldest first; only user keys can."""
+        """Return all hooks of the user, oldest first. Requires a user key."""
         return self.connection.call("GET", "/hook", _HOOKS).data
 
     def add_hook(
@@ -419,19 +424,19 @@ class Client:
         answer_links: bool = False,
         after: int | None = None,
     ) -> Hook:
-        """Create a hook: an address that is notified of events of agents from now on.
+        """Create a hook, which notifies an address of future events of agents.
 
-        This call is not retried: another request would create another hook.
+        This call is not retried, since a second request would create a second hook.
 
         Args:
             target: http(s) URL, or "mailto:ADDRESS".
             name: Display name (default: the address without its secret part).
             format: "standard", "ntfy", "slack" or "mail" (default: depends on the target).
-            events: Names such as "agent.broken" (default: the same as for `taskservice hook add`).
-            agent_id: Only events of this agent.
-            label: Only events of tasks with this label, as "key:value".
+            events: Names of events, such as "agent.broken" (default: as in `taskservice hook add`).
+            agent_id: ID of the only agent whose events are sent (default: all agents).
+            label: Label that a task must have for its events to be sent, as "key:value".
             token: The access token of an ntfy server.
-            answer_links: Whether the message of a question has a link that answers it.
+            answer_links: Whether a message about a question contains a link to answer the question.
             after: The number of failures in a row after which "agent.broken" is sent (default: 1).
 
         Raises:
@@ -448,7 +453,7 @@ class Client:
         return self.connection.once("POST", "/hook", _HOOK, json=fields).data
 
     def update_hook(self, hook_id: str, **changes: Any) -> Hook:
-        """Change fields of a hook, by their names in the API; `state="active"` turns the hook on.
+        """Update fields of a hook, named as in the API; `state="active"` turns the hook on.
 
         Example:
             >>> hook = client.add_hook("http://127.0.0.1:2586/alerts", format="ntfy")
@@ -464,9 +469,9 @@ class Client:
     def test_hook(self, hook_id: str) -> dict[str, Any]:
         """Send a sample event to a hook, and return the outcome.
 
-        The outcome has `delivered`, `statusCode` (None without a response) and `message`. A user
-        can send ten tests in a minute, and one to each address in 10 s. This call is not retried:
-        another request would send another test.
+        The outcome contains `delivered`, `statusCode` (None without a response) and `message`. A
+        user can send at most ten tests per minute, and one test per 10 seconds to the same address.
+        This call is not retried, since a second request would send a second test.
 
         Raises:
             Unavailable: Too many tests were sent.
@@ -477,8 +482,9 @@ class Client:
     def hook_deliveries(self, hook_id: str) -> list[dict[str, Any]]:
         """Return the newest 100 deliveries of a hook, newest first.
 
-        A delivery has `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`, and
-        `attempts`, oldest first. An attempt has `at`, `durationMs`, `statusCode` and `message`.
+        A delivery contains `event`, `agentId`, `taskId`, `createdAt`, `state`, `nextAttemptAt`,
+        and `attempts`, oldest first. An attempt contains `at`, `durationMs`, `statusCode` and
+        `message`.
         """
         path, expected = path_to("hook", hook_id, "deliveries"), Objects(Delivery, is_list=True)
         return self.connection.call("GET", path, expected).data

@@ -1,4 +1,4 @@
-"""The task that `taskservice run` or `work` started this program for."""
+"""Finds the current task, for which `taskservice run` or `work` started this program."""
 
 import os
 from uuid import uuid4
@@ -9,16 +9,16 @@ from taskservice.client.task import Task, read_task
 
 
 def current_task_id() -> str:
-    """The ID of the task that this program was started for; empty outside of a task."""
-    # If the value has undecodable bytes, the result is an invalid ID, which the service rejects.
+    """The ID of the current task; empty if this program was started without a task."""
+    # Bytes that are not UTF-8 are replaced by "?"; the service rejects such an ID.
     return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
 
 
 def require_task_id() -> str:
-    """Like `current_task_id`, but raises SettingError outside of a task."""
+    """The ID of the current task. Raises SettingError if there is no current task."""
     if task_id := current_task_id():
         return task_id
-    # `run` always sets this variable.
+    # `taskservice run` sets TASKSERVICE_WRITER even if the service is unreachable.
     is_in_run = "TASKSERVICE_WRITER" in os.environ
     reason = "`taskservice run` has not reached the service before it started this program"
     if not is_in_run:
@@ -27,15 +27,15 @@ def require_task_id() -> str:
 
 
 def current(connection: Connection | None = None) -> Task:
-    """Return the task that `taskservice run` or `taskservice work` started this program for.
+    """Return the task for which `taskservice run` or `taskservice work` started this program.
 
-    Logged lines appear in the task's log together with the lines that the program prints. `run`
-    or `work` reports the final status, so leaving a `with current()` block does not end the
-    task: it sends the remaining lines and the output. Blocks for one request. Each call returns
-    a new object.
+    Logged lines appear in the task's log together with the lines that the program prints. At its
+    end, a `with current()` block sends the remaining lines and the output, but does not end the
+    task, since `run` or `work` reports the final status. Blocks until the service has responded.
+    Each call returns a new object.
 
     Args:
-        connection: The `connection` of a Client (default: a new one from the environment).
+        connection: The attribute `connection` of a Client (default: a new connection).
 
     Raises:
         SettingError: The program was not started by `run` or `work`, or a setting is missing.
@@ -46,5 +46,5 @@ def current(connection: Connection | None = None) -> Task:
     connection = connection or Connection()
     writer = os.environ.get("TASKSERVICE_WRITER", "python").encode(errors="replace").decode()
     data = read_task(connection, task_id)
-    # Several processes may call this function, and each numbers its own lines.
+    # Each call needs a unique writer name, since every writer numbers its lines from 1.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)

@@ -1,4 +1,4 @@
-"""Sends all requests to the service: settings, headers, deadlines, retries and errors."""
+"""Sends requests to the service, with settings, headers, timeouts, retries and errors."""
 
 import json
 import math
@@ -25,13 +25,13 @@ from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 READ_AFTER_WAIT = 30.0  # in addition to the time that a request asks the service to wait
-MIN_RATE = 16 * 1024  # a response with more bytes per second never times out
+MIN_RATE = 16 * 1024  # bytes per second; a faster response never times out
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-MAX_PAUSE = 3600.0  # even if `Retry-After` is longer
+MAX_PAUSE = 3600.0  # the maximum pause in seconds, even if `Retry-After` is longer
 WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
-# The service may respond immediately to a request to wait. The request is then repeated only after
-# this time.
+# Minimum seconds between two requests that ask the service to wait, since the service may respond
+# immediately.
 REPEAT_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # how long a call is retried before it fails, by default
 
@@ -45,13 +45,13 @@ class Connection:
         apikey: str | None = None,
         retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        """By default, use the settings of the environment or of `login`. Raises SettingError."""
+        """By default, use the settings of the environment or the profile. Raises SettingError."""
         default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
         self.retry_timeout = retry_timeout
         self._apikey = _checked_key(apikey or default_key)
         self._has_responded = False
-        # A session of `requests` must not be shared by threads.
+        # Each thread has its own session, since sessions of `requests` are not thread-safe.
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,8 +73,9 @@ class Connection:
     ) -> Response[T]:
         """Make a request that is safe to repeat, and retry it for `retry_timeout` seconds.
 
-        The service may take `wait` seconds to respond. `pause` waits for the next attempt, and may
-        raise an error. Raises TaskServiceError: a temporary error only after `retry_timeout`.
+        The service may wait up to `wait` seconds before it responds. `pause` is called with the
+        seconds until the next attempt, and can raise an error. Raises TaskServiceError; temporary
+        errors are raised only after `retry_timeout` seconds.
         """
         retry_timeout = self.retry_timeout if retry_timeout is None else retry_timeout
         until = time.monotonic() + retry_timeout
@@ -91,16 +92,16 @@ class Connection:
                     self._local.repeat_at = max(self._local.repeat_at, paused_until)
                 return response
             except TaskServiceError as error:
-                # A response from another program means at first that the URL is wrong. Once the
-                # service has responded, it means that a proxy does not reach the service.
+                # NotTheService means that the URL is wrong or, if the service has responded
+                # before, that a proxy temporarily can't reach the service.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
-                # A retry would not help: the version of the service seldom changes.
+                # A retry would fail too, since the version of the service seldom changes.
                 is_final = isinstance(error, responses.OtherVersion) and retry_timeout < math.inf
                 if is_final or not is_temporary:
                     raise
                 if wait:
-                    # Many proxies end requests that take long: try again without a wait.
+                    # Many proxies end long requests, so retry this request without a wait.
                     until, wait = time.monotonic() + retry_timeout, 0
                     continue
                 seconds = pause_after(error, next(pauses))
@@ -110,17 +111,17 @@ class Connection:
 
     @property
     def agent_key_hint(self) -> str:
-        """The hint of the key if it is an agent key, otherwise empty."""
+        """The start and end of the API key if it is an agent key, otherwise empty."""
         is_of_agent = self._apikey.startswith(terms.AGENT_PREFIX)
         return terms.key_hint(self._apikey) if is_of_agent else ""
 
     def seconds_before_repeat(self) -> float:
-        """Seconds until this thread may repeat its last request that had a `wait`."""
+        """Seconds until this thread may send another request with a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
-        """Make one attempt; `options` except `wait` are for `requests`. Raises TaskServiceError."""
+        """Make one attempt; `requests` gets all options except `wait`. Raises TaskServiceError."""
         headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
@@ -139,7 +140,7 @@ class Connection:
         return response
 
     def _compare_versions(self, is_too_old: bool) -> None:
-        """Raise OtherVersion if the service `is_too_old`, or differs from this client."""
+        """Raise OtherVersion if the service `is_too_old` or has a different version."""
         try:
             received = self._receive("GET", "/openapi.json", responses.VERSION)
             version = responses.read(received, responses.VERSION).data["info"]["version"]
@@ -164,7 +165,7 @@ class Connection:
         session.limits.max_bytes = expected.max_bytes
         try:
             return session.request(method, self.url + path, **options)
-        # The HTTP libraries raise errors of many kinds for a malformed response.
+        # For malformed responses, the HTTP libraries raise exceptions of many types.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise responses.Unreachable(f"cannot reach {self.url}: {reason}") from None
@@ -184,7 +185,7 @@ class Connection:
 
 def _as_json(value: Any) -> bytes:
     try:
-        # No escapes: with them, the largest output could exceed the maximum size of a body.
+        # ASCII escapes could make an allowed output exceed the maximum size of a request.
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         return text.encode(errors="surrogatepass")  # the service rejects lone surrogates
     except (TypeError, ValueError) as error:
@@ -192,16 +193,16 @@ def _as_json(value: Any) -> bytes:
 
 
 def delays() -> Any:
-    """Seconds to wait after each failure: from 0.25 s up to 5 s, shortened by a random share."""
+    """Generate pauses between attempts, in seconds: they double from 0.25 to 5, with jitter."""
     delay = FIRST_DELAY
     while True:
-        # Jitter, so that clients do not all retry at the same time.
+        # The jitter prevents all clients from retrying at the same time.
         yield delay * random.uniform(0.5, 1)
         delay = min(delay * 2, LONGEST_DELAY)
 
 
 def pause_after(error: TaskServiceError, delay: float) -> float:
-    """Seconds until the next attempt: `delay`, or longer if the service asks for that."""
+    """Seconds until the next attempt: `delay`, or `Retry-After` if it is longer."""
     retry_after = error.retry_after if isinstance(error, responses.Unavailable) else None
     return max(delay, min(retry_after or 0, MAX_PAUSE))
 
@@ -222,7 +223,7 @@ def checked_url(url: str) -> str:
     except ValueError:
         is_usable = False
     if not is_usable:
-        # The text before an @ may be a password.
+        # The text before an @ may contain a password.
         shown = "the value (hidden, because it contains an @)" if "@" in url else repr(url)
         raise SettingError(f"TASKSERVICE_URL: {shown} must be a URL such as http://127.0.0.1:8000")
     return url
@@ -241,7 +242,7 @@ def _checked_key(key: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """A short text about the cause, without the URL."""
+    """A short description of the error, without the URL."""
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"
     inner = _innermost(error)
@@ -254,18 +255,18 @@ def _reason(error: Exception) -> str:
         return text if "(" in text else text.removesuffix(")")
     if isinstance(error, ChunkedEncodingError | ContentDecodingError):
         return "the response was cut off"
-    # For example an invalid host name, proxy address or certificate file.
+    # Other causes are, for example, an invalid host name, proxy address or certificate file.
     return str(inner) or type(inner).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error that errors of requests and urllib3 were caused by."""
+    """The original error that an error of requests or urllib3 wraps."""
     inner = next((part for part in error.args if isinstance(part, BaseException)), None)
     inner = getattr(error, "reason", None) or inner
     return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
-# The file of `taskservice login`, with the address and the key of each profile. Its mode is 0600.
+# `taskservice login` stores the address and the key of each profile in a file with mode 0600.
 
 DEFAULT_PROFILE = "default"
 
@@ -275,10 +276,10 @@ def chosen_profile() -> str:
 
 
 def stored_settings(url: str | None = None) -> tuple[str, str]:
-    """The address and the key from the environment, otherwise from the profile; empty without both.
+    """The address and the key from the environment or the profile; empty if neither is set.
 
-    The profile is not used if `url` or one of the two variables is set, since a stored key must
-    only be sent to the address that it is stored with. Raises SettingError.
+    The profile is used only if `url` and both environment variables are unset, since a stored key
+    must be sent only to the address in the same profile. Raises SettingError.
     """
     environment = os.environ.get("TASKSERVICE_URL", ""), os.environ.get(KEY_VARIABLE, "")
     if url or any(environment):
@@ -307,7 +308,7 @@ def load_profiles() -> dict[str, Mapping[str, str]]:
 
 
 def save_profiles(profiles: Mapping[str, Mapping[str, str]]) -> None:
-    """Replace the file atomically. Raises OSError."""
+    """Replace the profiles file atomically. Raises OSError."""
     path = profiles_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")
@@ -317,7 +318,7 @@ def save_profiles(profiles: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def profiles_file() -> Path:
-    """The file in the user's configuration directory, by the XDG Base Directory Specification."""
+    """The path of the profiles file, by the XDG specification. Raises SettingError."""
     directory = os.environ.get("XDG_CONFIG_HOME", "")
     try:
         base = Path(directory) if directory.startswith("/") else Path.home() / ".config"

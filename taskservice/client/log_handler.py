@@ -8,21 +8,22 @@ from taskservice.client.responses import TaskServiceError
 from taskservice.client.sender import Sender
 from taskservice.client.task import Task
 
-# Without the time, since the service stores the time of each line.
+# The format contains no time, since the service stores the time of each line.
 _FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
 
 class TaskHandler(logging.Handler):
     """A handler for `logging` that adds each record to a task's log, with the record's time.
 
-    Without a formatter, a line contains the level, the logger and the message.
+    Without a formatter, a line contains the level, the name of the logger, and the message.
     Logging never raises TaskServiceError: if the task was cancelled, the next call of a method
     of the task raises TaskCancelled. Like `Task.log`, logging blocks only while 16 MiB of lines
-    are waiting. DEBUG and INFO records of the HTTP libraries that send the lines are left out.
+    are waiting to be sent. DEBUG and INFO records of the HTTP libraries that send the lines are
+    ignored.
 
     Args:
         task: The task, from `Client.start`, `Client.claim` or `current`.
-        level: Records below this level are ignored (default: none).
+        level: Records below this level are ignored (default: no records are ignored).
 
     Example:
         >>> import logging
@@ -38,16 +39,14 @@ class TaskHandler(logging.Handler):
         self._task = task
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Like Handler.handle, without the lock, so that a thread that waits for space blocks only
-        itself.
-        """
-        # A record about sending a line would add a line to send. If there were no space for it, the
-        # sender would wait for itself.
+        """Like `Handler.handle`, but without the handler's lock, since `emit` can block."""
+        # Sending lines creates log records. If these were sent too, each request would cause
+        # another request, and a sender without space would wait for itself.
         is_of_request = record.name.startswith(("urllib3", "requests"))
         is_minor = is_of_request and record.levelno < logging.WARNING
         if is_minor or isinstance(current_thread(), Sender):
             return False
-        result: Any = self.filter(record)  # since Python 3.12 it can be another record
+        result: Any = self.filter(record)  # since Python 3.12, a filter can replace the record
         if result:
             self.emit(result if isinstance(result, logging.LogRecord) else record)
         return bool(result)

@@ -7,7 +7,7 @@ from taskservice.terms import ErrorType, Status
 
 
 class FinishedTask(TypedDict):
-    """A finished task in `Health`; `seconds` is its duration, or None if no agent claimed it."""
+    """A finished task in `Health`; `seconds` is its duration, or None if it was never claimed."""
 
     id: str
     status: Status
@@ -21,7 +21,7 @@ class Health(TypedDict):
 
     `recent` lists these tasks, oldest first. `successRate` is from 0 to 1, and `medianSeconds` is
     the median duration; both leave out cancelled tasks. `state` is "broken" if the last task failed
-    or timed out, otherwise "ok"; `stateSince` is when the first task of this state ended.
+    or timed out, otherwise "ok"; `stateSince` is when the agent entered this state.
     `workerSeenAt` is when a worker last asked for a task. `dueAt` is when the next task is expected
     to start, and `lateSince` is when the agent became late; see `Expect`. Times are RFC 3339. All
     members except `recent` can be None.
@@ -42,8 +42,8 @@ class Attention(TypedDict):
     """An item that needs a person's attention; `text` describes it in one line.
 
     `kind` is "question", "broken", "late", "hanging", "no_worker", "callback_failed",
-    "hook_failing", "hook_off" or "backup_old". `agentId` and `taskId` are None if the item is not
-    about an agent or a task. `since` is an RFC 3339 time.
+    "hook_failing", "hook_off" or "backup_old". `agentId` is None if the item concerns no
+    agent, and `taskId` is None if it concerns no task. `since` is an RFC 3339 time.
     """
 
     kind: str
@@ -56,9 +56,10 @@ class Attention(TypedDict):
 class Expect(TypedDict, total=False):
     """When an agent's tasks are expected to start, by `every` or `cron`, and how long they may run.
 
-    `every` is the maximum number of seconds from one start to the next. `cron` has five fields;
-    `timeZone` is the name of its time zone (default: UTC). An agent is late `grace` seconds after
-    the expected time (default: 3600). A task hangs if it runs for more than `maxDuration` seconds.
+    `every` is the maximum number of seconds from one start to the next. `cron` is a cron
+    expression with five fields, and `timeZone` is the name of its time zone (default: UTC). An
+    agent is late if no task has started `grace` seconds after the expected time (default: 3600). A
+    task hangs if it runs for more than `maxDuration` seconds.
     """
 
     every: int

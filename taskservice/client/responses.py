@@ -30,7 +30,7 @@ from taskservice.terms import CANCELLED, PROBLEM_TYPE, ErrorType
 
 
 class TaskServiceError(Exception):
-    """The base class of all errors of the client; its text is one line for a person.
+    """The base class of all errors of the client. `str` returns a message of one line.
 
     - Stop working: TaskCancelled, TaskFinished, and NotFound if the task was deleted.
     - Try again later: Unreachable, Unavailable, UnexpectedResponse.
@@ -53,18 +53,18 @@ class NotTheService(TaskServiceError):
 
 
 class UnexpectedResponse(NotTheService):
-    """The response is not from taskservice. It can be, for example, the error page of a proxy.
+    """The response is not from taskservice, but, for example, the error page of a proxy.
 
-    The service has possibly not processed the request.
+    It is unknown whether the service has processed the request.
     """
 
 
 class UnknownPath(NotTheService):
-    """The server has no such path: it is an older service or another program."""
+    """The path does not exist: the server is an older version of the service or another program."""
 
 
 class OtherVersion(UnexpectedResponse):
-    """The versions of the service and of this client do not work together."""
+    """The versions of the service and of this client are incompatible."""
 
 
 class Refused(TaskServiceError):
@@ -81,12 +81,12 @@ class Refused(TaskServiceError):
         super().__init__(self.detail)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A pool of processes pickles the errors of its workers.
+        # A process pool pickles the errors of its workers.
         return type(self), (self.status, self.problem), self.__dict__ | {"args": self.args}
 
 
 class BadRequest(Refused):
-    """HTTP 400: the service could not read the request."""
+    """HTTP 400: the service could not parse the request."""
 
 
 class InvalidKey(Refused):
@@ -94,15 +94,15 @@ class InvalidKey(Refused):
 
 
 class Forbidden(Refused):
-    """HTTP 403: this kind of key is not allowed to do this. An agent key can't cancel or delete."""
+    """HTTP 403: the key lacks a permission; for example, an agent key can't delete a task."""
 
 
 class NotFound(Refused):
-    """HTTP 404: the resource does not exist, was deleted, or the key has no access to it."""
+    """HTTP 404: the resource does not exist or was deleted, or the key has no access to it."""
 
 
 class Conflict(Refused):
-    """HTTP 409: the current state does not allow the request, such as deleting a used agent."""
+    """HTTP 409: the state does not allow the request, such as deleting an agent that has tasks."""
 
 
 class TaskFinished(Conflict):
@@ -126,7 +126,7 @@ class LineGap(Conflict):
 
 
 class TooLarge(Refused):
-    """HTTP 413: the request is too large, or the log to which it would add lines."""
+    """HTTP 413: the request is too large, or the log is full."""
 
 
 class Invalid(Refused):
@@ -182,18 +182,18 @@ RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)  # another attempt ca
 
 
 def _text(messages: Any) -> str:
-    if isinstance(messages, dict):  # of a field with members
+    if isinstance(messages, dict):  # the messages of nested fields
         return ", ".join(f"{name}: {_text(value)}" for name, value in messages.items())
     return " ".join(map(str, messages)) if isinstance(messages, list) else str(messages)
 
 
 JSON = "application/json"
 
-# Maximum bytes of a response: of a task with its input and output, and of a list of tasks or lines.
-# A page can contain a whole log, in which JSON writes some bytes as six.
+# Maximum sizes, in bytes, of a response with one object, and of a response with a list or a log. A
+# response can contain a whole log, and JSON represents some bytes of it with six characters.
 MAX_OBJECT_BYTES = 4 * terms.MAX_OBJECT
 MAX_LIST_BYTES = 8 * terms.MAX_LOG
-MAX_DEPTH = 200  # levels of nested JSON; the service accepts fewer
+MAX_DEPTH = 200  # maximum nesting levels of JSON; the service accepts fewer
 MAX_NUMBER = 2**53
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ class Choice(TypedDict):
 
 
 class Choices(TypedDict):
-    """The values that the schema of a question allows, in one of three forms."""
+    """The values that the schema of a question allows, in `enum`, `oneOf` or `anyOf`."""
 
     enum: NotRequired[list[Any]]
     oneOf: NotRequired[list[Choice]]
@@ -243,8 +243,9 @@ class Question(TypedDict):
     """A question as the API returns it.
 
     `schema` is the JSON Schema of the answer. `state` is open, answered, declined, expired or
-    withdrawn. Times are RFC 3339; `expiresAt` is None without a limit. `answer` and
-    `answeredBy`, the name of a key, are None until the question is answered.
+    withdrawn. Times are RFC 3339; `expiresAt` is None if the question never expires.
+    `answeredBy` is the name of the key that was used to answer. `answer` and `answeredBy` are None
+    until the question is answered.
     """
 
     id: str
@@ -257,7 +258,7 @@ class Question(TypedDict):
     answeredBy: str | None
 
 
-# Name of a member that the client reads -> its type, as for `is_of_type`.
+# The types of the members that the client reads, as described in `is_of_type`.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("id", "name", "agentId", "userId", "status", "description"), str),
     **dict.fromkeys(("code", "message", "path", "secret", "taskId", "text", "url", "version"), str),
@@ -287,10 +288,10 @@ _TYPES: dict[str, Any] = {
 
 
 def is_of_type(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of a type.
+    """Whether a JSON value has the type `kind`.
 
-    `kind` is a type; for an array, a list with the type of its items; for an object, a string with
-    the names of members, separated by commas. An object can have other members too.
+    `kind` is a Python type, a list with the type of the items of an array, or a string with the
+    names of the members of an object, separated by commas. An object can have additional members.
     """
     if isinstance(kind, str):
         members = {name: _TYPES.get(name, Any) for name in kind.split(",")}
@@ -299,7 +300,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
         return _has_members(value, kind.__annotations__, kind.__required_keys__)
     if kind is Timestamp:
         return isinstance(value, str) and _is_time(value)
-    if kind in (int, float):  # the comparison is false for NaN
+    if kind in (int, float):  # NaN fails the comparison
         is_number = isinstance(value, int if kind is int else int | float)
         return is_number and -MAX_NUMBER <= value <= MAX_NUMBER
     origin, arguments = get_origin(kind), kind if isinstance(kind, list) else get_args(kind)
@@ -309,7 +310,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and is_of_type([*value.values()], [arguments[1]])
     if origin in (Union, UnionType, NotRequired):
         return any(is_of_type(value, argument) for argument in arguments)
-    # Any string is valid for a Literal, since a newer service may have more values.
+    # Any string is valid for a Literal, since a newer service may return new values.
     return kind is Any or isinstance(value, str if origin is Literal else kind)
 
 
@@ -321,7 +322,7 @@ def _has_members(value: Any, members: Mapping[str, Any], required: Collection[st
 
 
 def _is_time(text: str) -> bool:
-    """Whether this is a time with an offset that can be converted to any time zone."""
+    """Whether the text is a time with an offset, which can be converted to any time zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -331,9 +332,9 @@ def _is_time(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Expected(Generic[T]):
-    """The expected response: an object, or a list of objects; or no content, if it `is_optional`.
+    """The expected response: an object, a list of objects or, if `is_optional`, no content.
 
-    `members` is the type of each object, as for `is_of_type`.
+    `members` is the type of each object, as described in `is_of_type`.
     """
 
     members: Any
@@ -384,7 +385,7 @@ _REFUSALS: dict[int, type[Refused]] = {
 
 
 class Response(NamedTuple, Generic[T]):
-    """An expected response; `data` is the parsed `content`, None for a 204."""
+    """A successful response; `data` is the parsed `content`, or None for status 204."""
 
     headers: Mapping[str, str]
     content: bytes
@@ -407,26 +408,26 @@ def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
 def may_be_of_another_version(received: requests.Response, error: TaskServiceError) -> bool:
     """Whether a service of another version may have sent the response that caused `error`."""
     if isinstance(error, Invalid):
-        return "Unknown " in str(error)  # a field or a parameter
+        return "Unknown " in str(error)  # the service does not know a field or a parameter
     is_unexpected = isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
     return is_unexpected or isinstance(error, UnknownPath)
 
 
 def _error(received: requests.Response) -> TaskServiceError:
-    """The error for a response that is not 2xx."""
+    """The error for a response whose status is not 2xx."""
     status, problem = received.status_code, _json(received, PROBLEM_TYPE)
     is_problem = problem is not None
     if not (is_of_type(problem, _Problem) and problem["status"] == status) or (
         problem.get("expected", 1) < 1
     ):
-        problem = {}  # the response is not from this service
+        problem = {}  # the response is not from taskservice
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
         return Unavailable(status, problem, retry_after)
-    if status == 413:  # a proxy can have a smaller limit
+    if status == 413:  # this can be the limit of a proxy
         return TooLarge(413, problem)
-    # A 404 stops a program, so it must be certain that the task is gone. For an unknown path, the
-    # service and other programs send other error codes.
+    # NotFound makes a program stop. The error code distinguishes it from a 404 for an unknown path,
+    # and from a 404 of another program.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
     if problem.get("code") == NO_SUCH_PATH:
@@ -455,7 +456,7 @@ def _not_ours(received: requests.Response) -> str:
 
 
 def _json(received: requests.Response, media_type: str) -> Any:
-    """The JSON of a response; None if it has no JSON of this type."""
+    """The parsed JSON of a response; None if the JSON is invalid or has another media type."""
     try:
         if _media_type(received) != media_type:
             return None

@@ -1,4 +1,4 @@
-"""Sends a task's lines, its progress and its final report to the service, each once."""
+"""Sends the log lines, the progress and the final report of a task to the service."""
 
 import atexit
 import logging
@@ -24,27 +24,28 @@ from taskservice.terms import MAX_LOG
 logger = logging.getLogger(__name__)
 
 
-# Minimum number of seconds between two requests, and between two reports of the progress.
+# Minimum number of seconds between two requests, and between two reports of progress.
 REQUEST_INTERVAL = 0.2
 PROGRESS_INTERVAL = 1.0
-# After this time without a request, a heartbeat is sent. Its response says if the task was
+# A heartbeat is sent after this time without a request. Its response shows whether the task was
 # cancelled.
 HEARTBEAT_SECONDS = 5.0
-# For claimed tasks, whose JSON does not contain the timeout: less than the shortest timeout, 1 s.
+# The response to a claim does not contain the task's timeout, so this interval is shorter than the
+# minimum timeout, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
-_NOTE_BYTES = 200  # space that is reserved in a log for the marker that it is full
+_NOTE_BYTES = 200  # reserved in each log for the marker that the log is full
 
 
 def heartbeat_for(timeout: int | None) -> float:
-    """Seconds between the heartbeats of a task with this timeout in seconds."""
+    """The interval of heartbeats for a task with this timeout, both in seconds."""
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
 class Sender(threading.Thread):
-    """Sends lines in batches, heartbeats while there are none, and finally the report.
+    """Sends lines in batches, heartbeats while there are no lines, and finally the report.
 
-    Its thread calls `task_id`, which can start the task, before each request, and `on_stop` when
-    nothing more can be sent. It calls `on_outage` with the error when the service becomes
+    The thread calls `task_id`, which can start the task, before each request. It calls `on_stop`
+    when nothing more can be sent. It calls `on_outage` with the error when the service becomes
     unavailable, and with None when the service is reachable again.
     """
 
@@ -61,11 +62,11 @@ class Sender(threading.Thread):
     ) -> None:
         super().__init__(name="sender", daemon=True)
         self.spool = spool
-        self.stop_reason: TaskServiceError | None = None  # why nothing more will be sent
-        self.outage: TaskServiceError | None = None  # why the last request failed
+        self.stop_reason: TaskServiceError | None = None  # the error that ended the thread
+        self.outage: TaskServiceError | None = None  # the error of the last request, if it failed
         self.last_response_at = -math.inf
         self.is_delivered = False
-        # Replaces `is_alive`, which before Python 3.13 is false after Ctrl-C interrupted a `join`.
+        # Unlike `is_alive` before Python 3.13, this works even after Ctrl-C interrupted a `join`.
         self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
@@ -77,10 +78,10 @@ class Sender(threading.Thread):
         self._progress: dict[str, Any] = {}  # the unsent progress
         self._progress_at = -math.inf  # when the progress was last sent
         self._lock = threading.Lock()
-        # Held while the progress is sent, so that values arrive in order.
+        # Locked while progress is sent, so that the values arrive in order.
         self._sending_progress = threading.Lock()
 
-    # --- called by other threads ---------------------------------------------------------
+    # --- methods for other threads -------------------------------------------------------
 
     def finish(self, report: dict[str, Any] | None) -> None:
         """Send the waiting lines, then the progress and this report, if any, and end."""
@@ -106,7 +107,7 @@ class Sender(threading.Thread):
         self._closing.set()
         self.spool.news.set()
 
-    # --- the thread ----------------------------------------------------------------------
+    # --- methods for this thread ---------------------------------------------------------
 
     def run(self) -> None:
         pauses = delays()
@@ -123,7 +124,7 @@ class Sender(threading.Thread):
                     pauses = delays()
         except TaskServiceError as error:
             if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
-                # Another program has ended the task. This program continues; its lines are dropped.
+                # Another program has ended the task. This program continues; drop its lines.
                 self.spool.discard()
                 self._set_outage(None)
                 self.is_delivered = True
@@ -168,7 +169,7 @@ class Sender(threading.Thread):
 
     def _request(self, method: str, path: str, expected: Object, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
-        # The pause lets lines accumulate into larger batches. After `finish` that is not needed.
+        # The pause lets lines accumulate into larger batches; `finish` ends the pause.
         self._closing.wait(max(pause, 0))
         self._last_request_at = time.monotonic()
         self._connection.once(method, path, expected, **options)
@@ -194,7 +195,7 @@ class Sender(threading.Thread):
                 raise
             self.spool.renumber(error.expected)
         except responses.TooLarge as error:
-            # The batch is too large for the service, for a proxy, or for the space in the log.
+            # The batch is too large for the service, for a proxy, or for the free space in the log.
             if batch.lines > 1:
                 self._batch_bytes = batch.size // 2
             elif error.problem.get("code") == LOG_FULL:
@@ -216,7 +217,7 @@ class Sender(threading.Thread):
         self.spool.discard()
 
     def _send_report(self, path: str) -> bool:
-        """Send the report; false if it must be sent again without its output."""
+        """Send the report; return False if it must be sent again without its output."""
         with self._lock:
             report = self._report = self._progress | (self._report or {})
             self._progress = {}
@@ -233,15 +234,15 @@ class Sender(threading.Thread):
         return True
 
 
-MAX_BYTES = 16 * 1024 * 1024  # the program waits while this many bytes are waiting in memory
-EXIT_SECONDS = 5.0  # how long a process waits at its exit for its lines to be sent
-_POLL_SECONDS = 0.2  # the interval at which a wait for the sender checks for a reason to stop
+MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines exceed this size
+EXIT_SECONDS = 5.0  # how long an exiting process waits until its lines are sent
+_POLL_SECONDS = 0.2  # how often a thread that waits for the sender checks for errors
 # Outboxes that may contain unsent lines, even if the program no longer uses them.
 _outboxes: set["Outbox"] = set()
 
 
 class Outbox:
-    """Sends the lines of one task in a thread. A copy in a child process begins without lines."""
+    """Sends the lines of one task in a thread. Child processes begin without unsent lines."""
 
     def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
         self._connection, self._task_id = connection, task_id
@@ -254,10 +255,10 @@ class Outbox:
     def reset(self) -> None:
         """Forget the lines and the thread: after a fork they belong to the parent."""
         self._lock = threading.Lock()
-        self.sender: Sender | None = None  # None until it is started
+        self.sender: Sender | None = None  # None until `start` is called
 
     def start(self) -> Sender:
-        """The sender. The first call, for the first line or a `with` block, starts its thread."""
+        """Return the sender. The first call starts its thread."""
         with self._lock:
             sender = self.sender
             # A sender that has sent everything is replaced, since its thread has ended.
@@ -267,18 +268,18 @@ class Outbox:
             _outboxes.add(self)
             _register_exit(os.getpid())
             spool = Spool(None, max_memory=math.inf)
-            # The name is unique, since the lines of each writer are numbered from 1.
+            # Each sender needs a unique writer name, since every writer numbers its lines from 1.
             writer = f"{self._writer}-{uuid4().hex[:12]}"
             sender = self.sender = Sender(
                 self._connection, spool, writer, lambda: self._task_id, heartbeat=self._heartbeat,
-                # Empty the spool, so that threads which wait for space continue.
+                # An empty spool lets threads that wait for space continue.
                 on_stop=lambda error: spool.discard(),
             )  # fmt: skip
             sender.start()
             return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
-        """Add the lines of a text. Waits while the spool is full. Raises the errors of `log`."""
+        """Add the lines of a text. Blocks while the spool is full. Raises the errors of `log`."""
         sender = self.start()
         began = time.monotonic()
         while len(sender.spool.memory) >= MAX_BYTES:
@@ -288,19 +289,19 @@ class Outbox:
         sender.spool.put(as_lines(text), milliseconds)
 
     def check(self) -> None:
-        """Raise the reason to stop, if there is one."""
+        """Raise the error that stopped the sender, if any."""
         if self.sender is not None and self.sender.stop_reason is not None:
             raise self.sender.stop_reason
 
     def pause(self, seconds: float, _: TaskServiceError) -> None:
-        """Wait before the next attempt; raise the reason to stop as soon as there is one."""
+        """Wait before the next attempt; if the sender stops, raise its error immediately."""
         until = time.monotonic() + seconds
         while (remaining := until - time.monotonic()) > 0:
             time.sleep(min(remaining, _POLL_SECONDS))
             self.check()
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then the report, if any. Raises the error that prevents this."""
+        """Send all lines, then the report, if any. Raises TaskServiceError if this fails."""
         sender = self.start()
         began = time.monotonic()
         sender.finish(report)
@@ -318,7 +319,7 @@ class Outbox:
         self.drop()
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
-        """Raise the reason to stop waiting for the sender, if there is one."""
+        """Raise an error if the sender has stopped, or the service does not respond."""
         if sender.stop_reason is not None:
             raise sender.stop_reason
         if time.monotonic() - max(sender.last_response_at, began) > self._connection.retry_timeout:
@@ -339,7 +340,7 @@ class Outbox:
         return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
 
     def send_rest(self, until: float) -> None:
-        """Send the waiting lines, for at most until the monotonic clock shows `until`."""
+        """Send the waiting lines; give up when the monotonic clock reaches `until`."""
         if sender := self.sender:
             sender.finish(None)
             sender.has_ended.wait(max(until - time.monotonic(), 0))
@@ -350,7 +351,7 @@ class Outbox:
 
 @cache
 def _register_exit(process_id: int) -> None:
-    """Register `_send_rest` in a multiprocessing child, which runs no atexit handlers."""
+    """Call `_send_rest` at the exit of a multiprocessing child, which runs no atexit handlers."""
     if util := sys.modules.get("multiprocessing.util"):
         util.Finalize(None, _send_rest, exitpriority=10)
 

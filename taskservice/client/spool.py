@@ -23,17 +23,17 @@ def now() -> int:
 
 
 def rfc3339(milliseconds: int) -> str:
-    """A time in milliseconds since 1970, as the API writes it."""
+    """Format a time, in milliseconds since 1970, as RFC 3339."""
     time_of_line = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# Text as a log stores it: lines of valid UTF-8 that are not longer than the limit.
+# A log stores lines of valid UTF-8 with a limited length.
 
-# A line of this size always fits: NUL, and any byte that is not UTF-8, becomes a character of three
+# A line of at most this size always fits: U+FFFD, which replaces NUL and invalid bytes, has three
 # bytes.
 _ALWAYS_FITS = MAX_LINE // 3
-_MARKER_BYTES = 100  # space that is reserved in a truncated line for the marker
+_MARKER_BYTES = 100  # reserved for the marker at the end of a truncated line
 
 
 def note(text: str) -> bytes:
@@ -48,7 +48,7 @@ def as_lines(text: str) -> bytes:
 
 
 def truncate_line(line: bytes, size: int | None = None) -> bytes:
-    """The line, truncated if it is too long; `size` is its size if `line` is only its start."""
+    """Truncate a line that is too long. If `line` is only its start, `size` is the whole size."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
@@ -59,7 +59,7 @@ def truncate_line(line: bytes, size: int | None = None) -> bytes:
 
 
 def truncate_message(text: str) -> str:
-    """The text, truncated to the limit for the message of an error."""
+    """Truncate the text to the maximum size of an error message."""
     return (
         _truncate_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
     )
@@ -70,22 +70,22 @@ def _truncate_utf8(text: bytes, max_bytes: int) -> bytes:
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-_TIME_BYTES = 14  # the size of a time in milliseconds and a space, which precede each stored line
+_TIME_BYTES = 14  # each stored line begins with a time of 13 digits and a space
 LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
 def timed(text: bytes, at: int) -> bytes:
-    """Whole lines in the format of the spool: each line after its time."""
+    """Convert lines to the format of the spool, in which each line begins with its time."""
     time_of_line = b"%013d " % at
     return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
 
 
 class Batch(NamedTuple):
-    """Lines to send in one request; lines with the same time are one text."""
+    """Lines to send in one request; lines with the same time are joined to one text."""
 
-    seq: int  # the number of the first line; the writer counts its lines from 1
+    seq: int  # the number of the first line; each writer numbers its lines from 1
     lines: int
-    stored_bytes: int  # their size in the spool
+    stored_bytes: int  # the size of the lines in the spool
     texts: list[tuple[int, bytes]]
 
     @classmethod
@@ -103,8 +103,8 @@ class Batch(NamedTuple):
         return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
-        """The fields for the batch in the body of an append."""
-        # The times must ascend, even if the clock was set back.
+        """The fields of the batch in the request that appends its lines."""
+        # The times must not decrease, even if the clock was set back.
         times = accumulate((min(at, now()) for at, _ in self.texts), max)
         logs = [text.decode(errors="replace") for _, text in self.texts]
         return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
@@ -120,7 +120,7 @@ class InterruptSafeEvent:
 
     def set(self) -> None:
         if not self.is_set:
-            with suppress(RuntimeError):  # the gate is unlocked already
+            with suppress(RuntimeError):  # the gate is already unlocked
                 self._gate.release()
             self.is_set = True
 
@@ -129,17 +129,17 @@ class InterruptSafeEvent:
         self._gate.acquire(blocking=False)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the event is set, at most this many seconds; returns whether it is set."""
+        """Wait up to `seconds` until the event is set; return whether it is set."""
         if not self.is_set:
             self._gate.acquire(timeout=seconds)
         return self.is_set
 
 
 MAX_SPOOL_BYTES = MAX_LOG
-MAX_MEMORY_BYTES = 4 * 1024 * 1024  # of the lines of a run that can't be written to the disk
+MAX_MEMORY_BYTES = 4 * 1024 * 1024  # for a run whose lines can't be written to the disk
 _BLOCK_BYTES = 1024 * 1024
-# The file `position`: the number of confirmed bytes in the file `lines`, the number of the next
-# line, the number of sent bytes, and the number of lines that were lost after those on the disk.
+# The file `position` contains four numbers: the confirmed bytes of the file `lines`, the number of
+# the next line, the sent bytes, and the lines that were lost after the lines on the disk.
 _POSITION = struct.Struct("<4Q")
 
 
@@ -148,8 +148,9 @@ class Spool:
 
     A line is in the file before `put` returns, so it survives the end of this process; a power
     failure can lose the lines of the last seconds. The file is emptied when all of its lines are
-    confirmed. Without a directory, or space on the disk, lines are stored in memory. If they exceed
-    `max_memory` bytes, lines are dropped, and a marker in the log contains their number.
+    confirmed. Without a directory or free disk space, lines are stored in memory. When the lines in
+    memory exceed `max_memory` bytes, further lines are dropped, and a marker in the log contains
+    the number of dropped lines.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Spool:
         self.sent_bytes = 0
         self._seq = 1
         self._batch: Batch | None = None
-        # Not a Condition, which Ctrl-C in a thread that adds lines can leave locked.
+        # Ctrl-C in a thread that adds lines could leave a Condition locked.
         self._lock = threading.RLock()
         self._is_open = True
         self._on_full, self._max_memory = on_full, max_memory
@@ -179,7 +180,7 @@ class Spool:
             self._position = open_file(directory / "position", os.O_RDWR | os.O_CREAT)
             self._file = open_file(directory / "lines", os.O_RDWR | os.O_CREAT)
             self._resume()
-            # Written while there is space: a later process needs the position to resume.
+            # A later process needs the position to resume, so write it while the disk has space.
             self._write_position()
             on_error.pop_all()
 
@@ -191,9 +192,9 @@ class Spool:
         self.news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
-        """The next lines: at most `max_bytes`, but at least one line.
+        """Return the next lines: at most `max_bytes`, but at least one line.
 
-        Returns the same lines until they are confirmed.
+        The same lines are returned until they are confirmed.
         """
         with self._lock:
             if self._batch is None or self._batch.size > max_bytes:
@@ -203,7 +204,7 @@ class Spool:
             return self._batch
 
     def confirm(self, batch: Batch) -> None:
-        """Remove the lines that `peek` returned last, since the service has stored them."""
+        """Remove the lines that `peek` returned last, which the service has stored."""
         with self._lock:
             if not self._is_open:
                 return
@@ -220,8 +221,8 @@ class Spool:
             with suppress(OSError):
                 self._write_position()
                 if self._end and self._start == self._end:
-                    # Only after the position is written. `_resume` knows that an empty file has no
-                    # confirmed bytes.
+                    # Empty the file only after the position is written, so that a later process
+                    # always finds the right number of the next line.
                     self._empty_file()
                     self._write_position()
 
@@ -255,11 +256,11 @@ class Spool:
             self._is_open = False
             in_memory = bytes(self.memory)
             self.memory.clear()
-            # The disk may have space again; if not, `position` stores the number of lost lines.
+            # The disk may have space again. Otherwise, `position` stores the number of lost lines.
             if not self._store_on_disk(in_memory):
                 self._lost += in_memory.count(b"\n")
             lines = self.count()
-            with suppress(OSError):  # the lines are written, but not synced
+            with suppress(OSError):  # the lines remain in the file if the sync fails
                 self._write_position()
                 if lines:
                     os.fsync(self._file)
@@ -268,7 +269,7 @@ class Spool:
 
     def _resume(self) -> None:
         last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
-        # A line without its line feed is dropped.
+        # Drop an incomplete last line, which does not end with a line feed.
         self._end = last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
         position = os.pread(self._position, _POSITION.size, 0)
         if len(position) == _POSITION.size:
@@ -294,7 +295,7 @@ class Spool:
 
     def _store_on_disk(self, stored: bytes) -> bool:
         """Append whole lines; returns whether there was space."""
-        # Lines in memory are sent first, so that the order is preserved.
+        # While lines are in memory, later lines are stored there too, to preserve the order.
         if self._file < 0 or self.memory:
             return False
         if self._end - self._start + len(stored) > MAX_SPOOL_BYTES:
@@ -334,16 +335,16 @@ class Spool:
 
 
 def _write(file: int, start: int, text: bytes) -> None:
-    """Write the text at this position. Raises OSError; a part may be written then."""
+    """Write the text at the position `start`. Raises OSError, possibly after a partial write."""
     if os.pwrite(file, text, start) != len(text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of a regular file. Raises OSError, even for a link, a FIFO or a directory."""
-    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
+    """Open a regular file and return its descriptor. Raises OSError, even for links and FIFOs."""
+    # Without O_NONBLOCK, opening a FIFO would block until another process opens it.
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return file

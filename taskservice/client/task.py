@@ -1,4 +1,4 @@
-"""A task, for Python programs that do its work or watch it."""
+"""The class `Task`, for programs that work on a task or watch a task."""
 
 import json
 import math
@@ -54,7 +54,7 @@ _CLAIMED: Expected[dict[str, Any] | None] = Expected(SHORT_FIELDS, is_optional=T
 def start_task(
     connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
 ) -> dict[str, Any]:
-    """Start a task, once for each idempotency key; register its agent if it does not exist."""
+    """Start a task once per idempotency key; register the agent if it does not exist yet."""
     headers = {"Idempotency-Key": idempotency_key}
     start = partial(
         connection.call, "POST", "/task", SHORT_TASK, json=fields, headers=headers, **options
@@ -75,8 +75,8 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
 def claim_task(
     connection: Connection, agent_id: str, seconds: int, **options: Any
 ) -> "Task | None":
-    """Claim an agent's oldest waiting task; None if there is no such task within `seconds`."""
-    # Because of the key, a repetition of the request does not claim another task.
+    """Claim an agent's oldest waiting task; return None if no task arrives within `seconds`."""
+    # The key prevents a repeated request from claiming another task.
     options["headers"] = {"Idempotency-Key": uuid4().hex}
     path = path_to("agent", agent_id, "claim")
     response = connection.call("POST", path, _CLAIMED, wait=seconds, **options)
@@ -89,7 +89,7 @@ def claim_task(
 def pages(
     connection: Connection, path: str, query: dict[str, Any] | str, expected: Expected[T]
 ) -> Iterator[responses.Response[T]]:
-    """The pages of a list or a search; the `Link` of each page is the URL of the next."""
+    """Generate the pages of a list or a search, by following the `Link` headers."""
     while True:
         response = connection.call("GET", path, expected, params=query)
         yield response
@@ -102,7 +102,7 @@ def pages(
 def register_agent(
     connection: Connection, agent_id: str, body: Mapping[str, Any] = {}, **options: Any
 ) -> None:
-    """Register an agent, or update these fields of an existing agent."""
+    """Register an agent, or update an existing agent with the fields in `body`."""
     connection.call("PUT", path_to("agent", agent_id), responses.AGENT, json=body, **options)
 
 
@@ -112,13 +112,13 @@ def not_none(**fields: Any) -> dict[str, Any]:
 
 
 def path_to(*names: str) -> str:
-    """The path of these names and IDs; an ID that would change the path is made invalid."""
+    """The URL path of these names and IDs; slashes, and IDs of only dots, become hyphens."""
     texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 
 
 WITHDRAW_SECONDS = 5.0  # how long an interrupted program tries to withdraw its question
-POLL_SECONDS = 2  # the interval at which a follower of a task requests its questions
+POLL_SECONDS = 2  # how often `Task.follow` checks for new questions
 
 
 _QUESTION: Expected[Question] = Expected(Question)
@@ -128,7 +128,7 @@ _QUESTIONS: Expected[list[Question]] = Expected(Question, is_list=True)
 def answer_schema(
     schema: Mapping[str, Any] | None, choices: Sequence[str] | None
 ) -> Mapping[str, Any] | None:
-    """The schema of an answer; raises ValueError if there are both a schema and choices."""
+    """The schema of the answer. Raises ValueError if both a schema and choices are given."""
     if schema is not None and choices is not None:
         raise ValueError("a question has either a schema or choices")
     return schema if choices is None else schema_of_choices(choices)
@@ -148,13 +148,13 @@ def ask(
     timeout: int | None = None,
     **options: Any,
 ) -> Question:
-    """Ask a question and wait for the answer, as `Task.ask` does; returns the answered question."""
-    # The message can contain lone surrogates, for example from a file name.
+    """Ask a question and wait for the answer; return the answered question."""
+    # The message can contain lone surrogates, for example in a file name.
     text = message.encode(errors="replace").decode()
     post = partial(
         connection.call, "POST", path_to("task", task_id, "question"), _QUESTION,
         json=not_none(message=text, schema=schema, timeout=timeout),
-        # Because of the key, a repetition of the request does not ask another question.
+        # The key prevents a repeated request from asking another question.
         headers={"Idempotency-Key": uuid4().hex},
     )  # fmt: skip
     until = time.monotonic() + seconds_open(timeout)
@@ -198,9 +198,9 @@ def ask_alone(
 ) -> Question:
     """Like `ask`, but in a separate task, which ends with the answer.
 
-    The default agent is the agent of an agent key, otherwise `ask`.
+    The default agent is `ask`, or the agent to which an agent key belongs.
     """
-    # The start of the task is not retried for longer than the question would be open.
+    # Retry the start of the task no longer than the question would be open.
     options_of_start = {**options, "retry_timeout": min(seconds_open(timeout), RETRY_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
@@ -251,12 +251,12 @@ def seconds_open(timeout: int | None) -> float:
 
 
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
-    """Raise the reason why a question has no answer."""
+    """Raise the error for a question that was not answered."""
     if question["state"] == terms.DECLINED:
         raise responses.QuestionDeclined(question)
     if question["state"] == terms.EXPIRED:
         raise responses.QuestionExpired(question)
-    # If the task has ended or was deleted, the response to this heartbeat is the reason.
+    # If the task has ended or was deleted, this heartbeat raises the error.
     path = path_to("task", task_id, "logs")
     connection.call("POST", path, responses.APPENDED, json={"logs": []})
     raise responses.QuestionWithdrawn(question)
@@ -297,8 +297,8 @@ def _check_output(members: Mapping[str, Any]) -> None:
 class Line(NamedTuple):
     """A line of a log; `str(line)` is its text.
 
-    `number` counts from 1. `at` is the RFC 3339 time at which the agent printed the line; None
-    if times were not requested, or the time is unknown.
+    `number` counts from 1. `at` is the RFC 3339 time at which the program printed the line;
+    None if times were not requested, or the time is unknown.
     """
 
     number: int
@@ -310,17 +310,17 @@ class Line(NamedTuple):
 
 
 class Task:
-    """A task, with the state of its last read; `refresh` reads it again.
+    """A task, in the state in which it was last read; `refresh` reads it again.
 
     `Client.start`, `Client.claim`, `Client.task`, `Client.tasks` and `current` return tasks.
-    As a context manager, a task sends heartbeats, and at the end of the block it sends the
+    As a context manager, a task sends heartbeats. At the end of the block, it sends the
     remaining lines and reports the final status: `complete`, or `error` if an exception leaves
-    the block. The exception is raised again. Without a `with` block, the remaining lines are
-    sent when the program exits, for up to 5 seconds.
+    the block. The exception is not suppressed. Without a `with` block, the program spends up to
+    5 seconds at its exit to send the remaining lines.
 
     Calls that block are retried like the calls of a Client, and can raise the same errors. Threads
-    can share a task. Forked children, and processes that unpickle a task, can log to it too. The
-    pickle of a task contains the API key.
+    can share a task. Forked child processes, and processes that unpickle a task, can add lines to
+    its log. A pickled task contains the API key.
 
     Attributes:
         id: The ID, a UUID.
@@ -353,10 +353,11 @@ class Task:
         self._output = Output(data.get("output") or {})
         self._connection = connection
         self._outbox = Outbox(connection, self.id, writer, heartbeat)
-        # Whether the `with` block reports the final status. For `current`, `taskservice run` does.
+        # Whether the `with` block reports the final status. A task from `current` leaves the report
+        # to `taskservice run`.
         self._reports_end = reports_end
         self._has_ended = False
-        self._copy_id = uuid4().hex  # the same in all processes with a copy of this task
+        self._copy_id = uuid4().hex  # all pickled copies of this task have the same ID
 
     def __reduce__(self) -> tuple[Any, ...]:
         _copies[self._copy_id] = self
@@ -372,7 +373,7 @@ class Task:
 
     @property
     def output(self) -> dict[str, Any]:
-        """The result, a dictionary of up to 1 MiB of JSON, which the `with` block reports.
+        """The output, a dictionary of up to 1 MiB of JSON, which the `with` block reports.
 
         Setting a value that cannot be represented in JSON raises TypeError or ValueError.
         """
@@ -410,12 +411,12 @@ class Task:
 
     @property
     def error(self) -> Failure | None:
-        """The `type` and `message` of the error if the status is `error`, otherwise None."""
+        """A dictionary with the `type` and `message` of the error; None without an error."""
         return cast(Failure | None, self.data["error"])
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The pairs to filter by; `report(labels=...)` changes them."""
+        """The key-value pairs to filter tasks by; `report(labels=...)` changes them."""
         return cast(Mapping[str, str], self.data["labels"])
 
     @property
@@ -431,12 +432,12 @@ class Task:
     # --- doing the work ------------------------------------------------------------------
 
     def log(self, *values: object) -> None:
-        """Add a line to the log: the values as text, separated by spaces, as `print` does.
+        """Add a line to the log: the values as text, separated by spaces, as in `print`.
 
-        A line feed starts another line. A line over 64 KiB is truncated. When the log has 100 MiB,
-        further lines are dropped. In both cases the log contains a marker. Returns immediately: a
-        background thread sends the lines in order, each of them once. Blocks only while 16 MiB of
-        lines are waiting to be sent.
+        A line feed starts another line. A line over 64 KiB is truncated, and ends with a marker.
+        When the log has reached 100 MiB, a marker is added, and further lines are dropped. Returns
+        immediately: a background thread sends the lines in order, each of them once. Blocks only
+        while 16 MiB of lines are waiting to be sent.
 
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
@@ -450,12 +451,12 @@ class Task:
         """Add the lines of a text, like `log`, with the time at which they were printed.
 
         Args:
-            milliseconds: When the text was printed, since 1970-01-01 UTC. The service replaces
-                a future time by the current time.
+            milliseconds: The time when the text was printed, in milliseconds since 1970-01-01
+                UTC. The service replaces a future time with the current time.
             text: One or more lines.
 
         Raises:
-            TaskCancelled, NotFound, Unreachable: In the same cases as `log`.
+            TaskCancelled, NotFound, Unreachable: See `log`.
         """
         self._outbox.put_lines(milliseconds, text)
 
@@ -463,7 +464,7 @@ class Task:
         """Update the task. Blocks until the service has stored the changes.
 
         Args:
-            output: Dictionary; each key replaces the stored value of that key.
+            output: Dictionary to merge into the stored output; values of the same key are replaced.
             labels: Dictionary; a value of None removes the label.
             name, note: Up to 200 characters.
             progress: Number from 0 to 1.
@@ -497,11 +498,11 @@ class Task:
 
         Args:
             done, total: The progress is `done / total`. Without a total, `done` is from 0 to 1.
-            unit: Part of the note: `progress(34, 68, "pages")` sets "34 of 68 pages".
-            note: Another note, truncated to 200 characters.
+            unit: Unit in the note: `progress(34, 68, "pages")` sets the note "34 of 68 pages".
+            note: Note to set instead, truncated to 200 characters.
 
         Raises:
-            ValueError: Unless 0 <= done <= total and 0 < total < infinity.
+            ValueError: `done` is not from 0 to `total`, or `total` is not positive and finite.
             TaskCancelled, NotFound: The task was cancelled or deleted. Stop working.
 
         Example:
@@ -578,10 +579,10 @@ class Task:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A context manager that logs the duration of its block, or its failure.
+        """A context manager that logs how long its block took, or that the block failed.
 
-        The line is "NAME took 2.13 s", or "NAME failed after 2.13 s: ERROR"; an exception is
-        raised again. Can raise the errors of `log`.
+        The line is "NAME took 2.13 s", or "NAME failed after 2.13 s: ERROR". Exceptions are not
+        suppressed. Raises the same errors as `log`.
         """
         began = time.monotonic()
         try:
@@ -597,9 +598,9 @@ class Task:
         self.log(f"{name} took {_duration(time.monotonic() - began)}")
 
     def raise_if_cancelled(self) -> None:
-        """Raise an error if the task was cancelled or deleted. Sends nothing.
+        """Raise an error if the task was cancelled or deleted. Sends no request.
 
-        The error is known from the response to the last line, report or heartbeat. In a `with`
+        The service reports this in its responses to lines, reports and heartbeats. In a `with`
         block, a background thread sends heartbeats.
 
         Raises:
@@ -612,7 +613,7 @@ class Task:
         """Send the waiting lines, then end the task with the status `complete`. Blocks.
 
         Args:
-            output: Keys to store in addition to the `output` property.
+            output: Values to store in addition to the property `output`.
 
         Raises:
             TaskCancelled, TaskFinished, NotFound: The task has already ended, or was deleted.
@@ -645,7 +646,7 @@ class Task:
         self._finish({"status": terms.ERROR, "error": error, "output": self.output})
 
     def _finish(self, report: dict[str, Any] | None) -> None:
-        # Checked in this thread, so that the program gets the error.
+        # Check the report in this thread, so that the program gets the error.
         _check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
         self._outbox.finish(report)
@@ -667,7 +668,7 @@ class Task:
             elif error is None or _is_success(error):
                 try:
                     self.complete()
-                except (TypeError, ValueError) as problem:  # a value in the output was changed
+                except (TypeError, ValueError) as problem:  # a nested value is not JSON
                     self._output = Output()
                     self._fail_with(problem)
                     raise
@@ -692,11 +693,11 @@ class Task:
         return self._update("GET")
 
     def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
-        """Iterate over the current lines of the log. Blocks for each page of 10,000 lines.
+        """Iterate over the current lines of the log. Blocks while it reads 10,000 lines at a time.
 
         Args:
-            after: Start after the line with this number (0: at the first line).
-            times: Read the time of each line too.
+            after: Number of the line to start after; 0 starts at the first line.
+            times: Whether to read the time of each line.
 
         Raises:
             NotFound: The task was deleted.
@@ -720,14 +721,14 @@ class Task:
     ) -> Iterator[Line]:
         """Iterate over the lines as they arrive, until the task ends. Blocks between the lines.
 
-        After a lost connection or a restart of the service, resumes for up to `retry_timeout`
-        seconds; no line is skipped or repeated. After the last line, `status`, `error` and `output`
-        are final.
+        If the connection is lost or the service restarts, requests are retried for up to
+        `retry_timeout` seconds; no line is skipped or repeated. After the last line, `status`,
+        `error` and `output` are final.
 
         Args:
-            after: Start after the line with this number (0: at the first line).
-            times: Read the time of each line too.
-            on_question: Called once for each new question.
+            after: Number of the line to start after; 0 starts at the first line.
+            times: Whether to read the time of each line.
+            on_question: Function that is called once for each new question.
 
         Raises:
             NotFound: The task was deleted.
@@ -769,7 +770,7 @@ class Task:
         return self._connection.call("GET", path, expected, params=query, wait=wait).data
 
     def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
-        """Answer an open question of the task, and return the question. Blocks. Needs a user key.
+        """Answer an open question of the task; return the question. Blocks. Requires a user key.
 
         Args:
             question_id: The `id` of a question in `questions`.
@@ -788,7 +789,7 @@ class Task:
         return self._answer(question_id, {"action": terms.ACCEPT, "content": content})
 
     def decline(self, question_id: str) -> Question:
-        """Decline an open question of the task. Blocks. Needs a user key.
+        """Decline an open question of the task. Blocks. Requires a user key.
 
         Raises:
             Conflict: The question is no longer open.
@@ -819,8 +820,8 @@ class Task:
         Returns the new task, whose `data["rerunOf"]` is the ID of this task.
 
         Args:
-            input: Another input (default: the same input).
-            labels: Other labels (default: the same labels).
+            input: Input of the new task (default: the same input).
+            labels: Labels of the new task (default: the same labels).
 
         Raises:
             Invalid: The agent's input schema rejected the input.
@@ -835,10 +836,10 @@ class Task:
         return Task(self._connection, started.data)
 
     def link(self, seconds: float | None = None) -> dict[str, Any]:
-        """Create a link. Anyone who has the link can see the task without a key. Blocks.
+        """Create a link with which anyone can see the task without a key. Blocks.
 
         Args:
-            seconds: How long the link is valid, up to 90 days (default: 7 days).
+            seconds: Seconds until the link expires, up to 90 days (default: 7 days).
 
         Returns:
             The link: `id`, `url`, `createdAt` and `expiresAt`.
@@ -864,12 +865,12 @@ class Task:
         return self
 
 
-# Tasks that other processes have copies of, by their `_copy_id`.
+# Tasks that this process has pickled or unpickled, by their `_copy_id`.
 _copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
 
 
 def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
-    """A task from another process; in this process, all copies of the task are one object."""
+    """Unpickle a task; all copies of a task in this process are the same object."""
     task = kind.__new__(kind)
     task.__dict__ |= state
     return _copies.setdefault(state["_copy_id"], task)

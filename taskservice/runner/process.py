@@ -1,4 +1,4 @@
-"""Runs a program as a child process: starts it, sends it signals, waits for it."""
+"""Runs a program as a child process: starts it, sends it signals, and waits for its end."""
 
 import errno
 import math
@@ -25,7 +25,7 @@ class FoundProcess(NamedTuple):
 
 
 def processes() -> dict[int, FoundProcess]:
-    """All processes of this machine except zombies, by ID."""
+    """All processes on this machine except zombies, by ID."""
     return dict(_from_proc() if Path("/proc/self/stat").exists() else _from_ps())
 
 
@@ -35,9 +35,9 @@ def _from_proc() -> Iterator[tuple[int, FoundProcess]]:
             continue
         try:
             text = Path("/proc", name, "stat").read_text(errors="replace")
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
-        # The fields follow the name, which is in brackets and may contain brackets and spaces.
+        # The name is in parentheses, and can itself contain parentheses and spaces.
         state, parent, group, *rest = text.rpartition(")")[2].split()
         if state not in "ZX":
             yield int(name), FoundProcess(int(parent), int(group), rest[16], state in "Tt")
@@ -52,25 +52,25 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
             yield int(pid), FoundProcess(int(parent), int(group), started, state[0] in "Tt")
 
 
-# Signals that a terminal sends to all of its foreground processes, for example for Ctrl-C.
+# Signals that a terminal sends to all of its foreground processes, for example on Ctrl-C.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # Signals whose meaning each program defines; macOS has none.
 REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
-# These are sent to the program only, since they kill a process that does not handle them.
+# Signals that descendants do not receive, since they kill a process that does not handle them.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
-# Python ignores these signals; a child would inherit that.
+# Python ignores these signals, and a child process would ignore them too.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 JOIN_SECONDS = 0.2  # how often a wait for a thread is interrupted, so that signal handlers can run
-_POLL_SECONDS = 0.02  # how often to check for the program's end, if the system does not signal it
+_POLL_SECONDS = 0.02  # how often to check for the program's end, on systems without pidfd
 _KILL_SECONDS = 2.0  # how long the kernel can take to end a process after SIGKILL
 
 
 class Process:
     """A running program.
 
-    At a terminal it remains in our process group, so that it can read from the terminal and
-    receives Ctrl-C as usual; otherwise it gets its own group. Signals are sent to its descendants
-    too.
+    At a terminal, the program remains in our process group, so that it can read from the terminal
+    and receives Ctrl-C as usual. Otherwise, it gets its own group. Most signals are sent to its
+    descendants too.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Process:
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
         options: dict[str, Any] = {"setpgroup": os.getpgrp() if self.at_terminal else 0}
         if stdin is not None:
-            # A new session, since a background process that reads from our terminal is stopped.
+            # In our session, a background process that reads from our terminal would be stopped.
             options = {"setsid": True}
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._seen: dict[int, FoundProcess] = {}  # the last result of `_members`
@@ -98,14 +98,13 @@ class Process:
         self._kill_at = self._killed_at = math.inf
 
     def wait(self) -> int:
-        """Wait until the program ends; returns its exit status, or minus the signal's number."""
+        """Wait until the program ends; return its exit status, or the negated signal number."""
         ended, poll, seconds = 0, select.poll(), _POLL_SECONDS
         with ExitStack() as opened:
             with suppress(AttributeError, OSError):  # Linux only
                 file = os.pidfd_open(self.id)
                 opened.callback(os.close, file)
-                # Unlike `select`, `poll` takes any file number: `work --parallel` can open many
-                # files.
+                # `work --parallel` can open many files, and `select` supports only 1,024.
                 poll.register(file, select.POLLIN)
                 seconds = JOIN_SECONDS
             while not ended:
@@ -113,7 +112,7 @@ class Process:
                 poll.poll(seconds * 1000)
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
-                    # After `stop`, the program's descendants still get signals.
+                    # After `stop`, the descendants of the program still receive signals.
                     self.has_ended = bool(ended) and not self._is_stopped
         while self._is_stopped and time.monotonic() <= self._killed_at + _KILL_SECONDS:
             self._kill_if_due()
@@ -126,9 +125,9 @@ class Process:
         return os.waitstatus_to_exitcode(status)
 
     def send_signal(self, number: int, is_from_terminal: bool = False) -> None:
-        """Send the program a signal, unless it has ended or the terminal sent it the signal."""
+        """Send the program a signal, unless the terminal has already sent it to the program."""
         is_for_both = is_from_terminal and self.at_terminal and number in _TERMINAL_SIGNALS
-        # None if the terminal was just closed.
+        # `_foreground_group` returns None if the terminal was just closed.
         if is_for_both and _foreground_group() in (os.getpgrp(), None):
             return
         with self._lock:
@@ -140,12 +139,12 @@ class Process:
                 self._signal_all(number)
             else:
                 _kill([-self.id], number)
-                # A paused program receives these signals only when it continues.
+                # A paused program handles these signals only when it continues.
                 if number in (signal.SIGTERM, signal.SIGHUP):
                     _kill([-self.id], signal.SIGCONT)
 
     def resize(self) -> None:
-        """Signal its processes that the size of their terminal has changed."""
+        """Notify the processes of the program that the size of their terminal has changed."""
         with self._lock:
             if not self.has_ended:
                 _kill(self._members(), signal.SIGWINCH)
@@ -163,24 +162,24 @@ class Process:
             self._killed_at = time.monotonic()
 
     def _signal_all(self, number: int) -> None:
-        """Send a signal to each process of the program, but to no process that starts later."""
+        """Send a signal to the program and its descendants."""
         with self._lock:
             if self.has_ended:
                 return
             self._pause()
             ids = list(self._seen)
             if not self.at_terminal:
-                # One call signals the whole group, also a process that is just being created.
+                # One call signals the whole group, including a process that is just being created.
                 ids = [-self.id, *(pid for pid in ids if self._seen[pid].group != self.id)]
             _kill(ids, number)
             _kill(ids, signal.SIGCONT)
 
     def _pause(self) -> None:
-        """Pause all processes, so that they start no others between the listing and the signal."""
+        """Pause all processes, so that they start no new process before they receive the signal."""
         signalled, were_paused = set[int](), False
-        # A process can start others until it is paused, so list the processes again until none is
-        # new. Processes of another user can't be paused, and neither can a process that waits in
-        # vfork for its child.
+        # A process can start new processes until it is paused, so read the list until it contains
+        # no new process. Limit the number of attempts, since processes of other users, and
+        # processes that wait in vfork, can't be paused.
         for _ in range(50):
             new = self._members() - signalled
             if were_paused and not new:
@@ -207,30 +206,30 @@ class Process:
 
 
 def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
-    # Our threads block signals; the program must not inherit that.
+    # The program must not inherit the signal mask of our threads.
     options |= {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
-    if not command[0]:  # posix_spawn would report a wrong argument
+    if not command[0]:  # posix_spawnp would raise ValueError
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         return os.posix_spawnp(command[0], command, environment, **options)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
-        # A script without a `#!` line: shells run it with sh.
+        # Run a script without a `#!` line with sh, as shells do.
         script = shutil.which(command[0]) or command[0]
         return os.posix_spawn("/bin/sh", ["sh", script, *command[1:]], environment, **options)
 
 
 def _kill(ids: Iterable[int], number: int) -> None:
-    """Send a signal to processes, or to groups by their negative IDs."""
+    """Send a signal to processes; a negative ID means a process group."""
     for process_id in ids:
-        # The process may have just ended, or have become another user's.
+        # The process may have just ended, or may run as another user now.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process_id, number)
 
 
 def _foreground_group() -> int | None:
-    """The process group that our terminal sends Ctrl-C to; None without a terminal."""
+    """The process group to which our terminal sends Ctrl-C; None without a terminal."""
     try:
         with open("/dev/tty") as terminal:
             return os.tcgetpgrp(terminal.fileno())
@@ -239,7 +238,7 @@ def _foreground_group() -> int | None:
 
 
 def describe(status: int, received: Sequence[int]) -> str:
-    """How a program failed, as the message of an error."""
+    """An error message that says how a program failed."""
     killed = f"Killed by signal {-status} ({signal_name(-status)})"
     text = killed if status < 0 else f"Exit status {status}"
     others = [signal_name(number) for number in received if number != -status]
@@ -250,7 +249,7 @@ def signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-# Each signal that ends a process by default, except those for faults of the process itself.
+# Signals that end a process by default, except signals for its own faults, such as SIGSEGV.
 _ENDING = (
     "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2",
     "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT",
@@ -263,12 +262,12 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
 
     Signals that were ignored remain ignored, as with nohup. Call this before other threads start.
     """
-    # We inherit the signals that our parent ignores. If SIGCHLD is ignored, the kernel discards
-    # exit statuses.
+    # If SIGCHLD is ignored, which we can inherit from our parent, the kernel discards exit
+    # statuses.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if not hasattr(signal, "sigwaitinfo"):
-        # On macOS the sender is unknown: treat each signal as the terminal's.
+        # On macOS, the sender is unknown, so assume that the terminal sent the signal.
         for number in numbers:
             signal.signal(number, lambda received, frame: forward(received, True))
         return
@@ -276,7 +275,7 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     def forward_all() -> None:
         while True:
             received = signal.sigwaitinfo(numbers)
-            # The code is positive if the kernel sent the signal, as for Ctrl-C.
+            # `si_code` is positive if the kernel sent the signal, for example on Ctrl-C.
             forward(received.si_signo, received.si_code > 0)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -20,7 +20,7 @@ from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
 _NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-# A shorter value, such as `true`, is not a secret, and masking it would mask other text too.
+# Shorter values, such as `true`, are rarely secrets, and can occur in other text.
 _MIN_CHARACTERS = 8
 
 
@@ -30,12 +30,12 @@ class Masker:
     def __init__(self, environment: Mapping[str, str]) -> None:
         values = (value for name, value in environment.items() if _NAME.search(name))
         secrets = {os.fsencode(part) for value in values for part in _parts(value)}
-        # The longest first: a secret can contain another one.
+        # Mask the longest secret first, since a secret can contain another secret.
         self._secrets = sorted(secrets, key=len, reverse=True)
         self.longest = len(self._secrets[0]) if secrets else 0
 
     def mask(self, text: bytes) -> bytes:
-        """The text with each secret replaced, but not its line feeds."""
+        """Replace each secret in the text by `***`; no secret contains a line feed."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -60,7 +60,7 @@ def _parts(value: str) -> list[str]:
     """The texts to mask: the value, or each of its long lines, since a log consists of lines."""
     lines = [line for line in re.split(r"[\r\n]+", value) if line.strip()]
     if len(lines) > 1:
-        # Masking a line of punctuation would mask other text too.
+        # A line that contains only punctuation can occur in other text.
         lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
     secrets = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     # Programs often strip the spaces around a secret.
@@ -72,12 +72,12 @@ class LineSplitter:
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
-        # The first bytes of the unfinished line, and the carriage return at its end.
+        # The unfinished line, truncated, with any carriage return at its end.
         self._partial = b""
-        self._excess_bytes = 0  # how many bytes of the line were dropped
+        self._excess_bytes = 0  # how many bytes were truncated from the line
 
     def feed(self, block: bytes) -> bytes:
-        """The text of the lines that end in this block."""
+        """Add a block; return the lines that end in the block."""
         first, line_feed, others = block.partition(b"\n")
         self._extend(first)
         if not line_feed:
@@ -88,7 +88,7 @@ class LineSplitter:
         return text
 
     def close(self) -> bytes:
-        """The last line, if no line feed ended it, as `feed` returns it."""
+        """Return the unfinished line, if any, with a line feed."""
         return self._end_line() + b"\n" if self._partial else b""
 
     def _extend(self, part: bytes) -> None:
@@ -96,7 +96,7 @@ class LineSplitter:
         text = self._partial + part
         shown = text.rstrip(b"\r")
         start = shown.rfind(b"\r") + 1
-        line = shown[start : start + 2 * MAX_LINE]  # masking can make it shorter
+        line = shown[start : start + 2 * MAX_LINE]  # masking can shorten the line
         dropped = len(shown) - start - len(line)
         self._excess_bytes = dropped + (0 if start else self._excess_bytes)
         self._partial = line + (b"\r" if line and len(shown) < len(text) else b"")
@@ -107,35 +107,35 @@ class LineSplitter:
         masked = self._masker.mask(line)
         if not excess:
             return truncate_line(masked)
-        # The first part of the line may end within a secret.
+        # The truncated line may end within a secret, so drop as many bytes as a secret can have.
         return truncate_line(
             masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess
         )
 
     def _clean(self, text: bytes) -> bytes:
-        """Whole lines as the log stores them; most text needs no change."""
+        """Mask and truncate whole lines, and remove overwritten text."""
         if text.endswith(b"\r\n"):
-            text = text.replace(b"\r\n", b"\n")  # fast if all lines end like this
+            text = text.replace(b"\r\n", b"\n")  # fast if all lines end with CRLF
         if b"\r" in text:
-            # A progress bar draws its line repeatedly: store the last version.
+            # A progress bar overwrites its line repeatedly; store only the last version.
             lines = text.split(b"\n")
             text = b"\n".join([line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines])
-        # Mask first, since truncation could leave the first part of a secret.
+        # Mask before truncating, since a truncated secret would not be recognized.
         return b"\n".join(map(truncate_line, self._masker.mask(text).split(b"\n")))
 
 
 def last_line(text: bytes) -> bytes:
-    """The text from the start of its last line that is not empty; only the end of a long line."""
+    """The text from the start of its last non-empty line; only the end of a very long line."""
     printed = text.rstrip()
-    # A progress bar that extends its line for hours would make each block slow.
+    # Without the limit, a progress bar that extends its line for hours would make each call slow.
     start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
     return text[max(start, len(text) - 2 * MAX_OBJECT) :]
 
 
 def open_terminal() -> tuple[int, int]:
-    """The reader and writer of a pseudo-terminal of our terminal's size. Raises OSError."""
+    """Open a pseudo-terminal of the same size as ours; return its two ends. Raises OSError."""
     reader, writer = os.openpty()
-    # Do not convert line ends: our own terminal does.
+    # Do not convert line feeds to CRLF, since our own terminal does so.
     attributes = termios.tcgetattr(writer)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(writer, termios.TCSANOW, attributes)
@@ -144,7 +144,7 @@ def open_terminal() -> tuple[int, int]:
 
 
 def copy_size(terminal: int) -> None:
-    """Give a terminal the size of our terminal, or 80 by 24 without one."""
+    """Resize a terminal to the size of our terminal, or to 80 by 24 if we have no terminal."""
     sizes = [os.terminal_size((80, 24))]
     for descriptor in (0, 2, 1):
         with contextlib.suppress(OSError):
@@ -154,8 +154,8 @@ def copy_size(terminal: int) -> None:
         termios.tcsetwinsize(terminal, (lines, columns))
 
 
-MAX_BUFFER_BYTES = 16 * 1024 * 1024  # with more unread bytes, the program waits, as with a pipe
-SECONDS_AFTER_END = 1.0  # a background process of the program may hold its output open forever
+MAX_BUFFER_BYTES = 16 * 1024 * 1024  # the program blocks if more bytes wait to be forwarded
+SECONDS_AFTER_END = 1.0  # a background process can hold the output open forever
 
 
 class Stream:
@@ -163,16 +163,16 @@ class Stream:
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
-        with contextlib.suppress(AttributeError, OSError):  # only on Linux, up to a limit
+        with contextlib.suppress(AttributeError, OSError):  # Linux only, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1024 * 1024)
         self._out = out
         self._blocks: SimpleQueue[bytes] = SimpleQueue()
-        # Byte counts; only one thread writes each of them.
+        # Byte counts; each counter is written by only one thread.
         self._queued = self._written = 0
         self.forwarded_at = 0.0  # the time at which the reader of our output last read something
 
     def forward(self, block: bytes) -> None:
-        """Write a block in the background without waiting; an empty block is the last one."""
+        """Queue a block for the thread that writes it; an empty block ends the thread."""
         self._queued += len(block)
         self._blocks.put(block)
 
@@ -181,7 +181,7 @@ class Stream:
         return self._queued - self._written
 
     def forward_all(self) -> None:
-        """Write the blocks that `forward` receives, in order, until an empty block."""
+        """Write the queued blocks in order, until an empty block."""
         is_open = True
         while block := self._blocks.get():
             rest = memoryview(block)
@@ -197,19 +197,19 @@ class Stream:
 
 
 class OutputReader:
-    """Reads a program's output until it ends, in bounded memory and without delay.
+    """Reads the output of a program until its end, in bounded memory and without delay.
 
-    If our stdout and stderr are the same file, as at a terminal, the program's are the same file
-    too, and the log contains the lines in the order in which they were printed. Otherwise it
-    contains them in the order of their arrival.
+    If our stdout and stderr are the same file, as at a terminal, the program also gets the same
+    file for both, and the log contains the lines in the order in which they were printed.
+    Otherwise, the log contains the lines in the order in which they arrived.
     """
 
     def __init__(self, store: Callable[[bytes, int], None], masker: Masker, is_tty: bool) -> None:
-        """`store` receives lines, and the time when they were read. Raises OSError."""
+        """`store` is called with lines and the time, in ms, when they were read. Raises OSError."""
         self.last_line = b""  # the last line of stdout, which can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
-        # Held from the read of a block until it is stored, so that no later block overtakes it.
+        # Locked while a block is read and stored, so that blocks are stored in the same order.
         self._arrival = threading.Lock()
         self._streams: list[Stream] = []
         try:
@@ -237,21 +237,21 @@ class OutputReader:
             copy_size(stream.reader)
 
     def close_writers(self) -> None:
-        """Close our ends of the pipes; call this after the program has started or failed."""
+        """Close our writing ends; call this after the program has started or failed to start."""
         for stream in self._streams:
             os.close(stream.writer)
 
     def finish(self) -> None:
-        """Wait until all output of the program, which has ended, is stored."""
+        """Wait until all output is stored; call this after the program has ended."""
         self._has_ended.set()
         for reader in self._readers:
-            # A signal can reach any thread, but Python runs its handler in the main thread, which
-            # a signal to another thread does not wake.
+            # Wait in short intervals: Python runs signal handlers in the main thread, but a signal
+            # to another thread does not wake the main thread.
             while reader.is_alive():
                 reader.join(JOIN_SECONDS)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
-        """Wait until all is forwarded, or a reader has read nothing for `max_wait` seconds."""
+        """Wait until all output is forwarded, or a reader reads nothing for `max_wait` seconds."""
         began = time.monotonic()
         for stream in self._streams:
             while stream.waiting_bytes() and not is_interrupted.wait(0.01):
@@ -260,8 +260,8 @@ class OutputReader:
 
     def _read_all(self, stream: Stream) -> None:
         lines = LineSplitter(self._masker)
-        # When the program has ended, `unread` is the number of bytes in the pipe. Bytes that arrive
-        # after these were written by another process.
+        # `unread` is the number of unread bytes that were in the pipe at the program's end. Bytes
+        # that arrive later were written by other processes.
         read_at, unread, done_at = 0, 0, 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(stream.reader, selectors.EVENT_READ)
@@ -271,17 +271,16 @@ class OutputReader:
                     in_pipe = fcntl.ioctl(stream.reader, termios.FIONREAD, bytes(4))
                     unread = int.from_bytes(in_pipe, sys.byteorder)
                 if stream.waiting_bytes() >= MAX_BUFFER_BYTES and not done_at:
-                    self._has_ended.wait(0.1)  # a slow reader lets the program wait, as with a pipe
+                    self._has_ended.wait(0.1)  # as with a pipe, the program waits for a slow reader
                 elif selector.select(0.1):
                     block = b""
                     with self._arrival:
-                        with contextlib.suppress(
-                            OSError
-                        ):  # on Linux, a terminal ends with an error
+                        # On Linux, `read` raises OSError at the end of a terminal.
+                        with contextlib.suppress(OSError):
                             block = os.read(stream.reader, 256 * 1024)
                         read_at, unread = now() if block else read_at, unread - len(block)
-                        # The log is written first, so that after a crash it contains each line that
-                        # was printed.
+                        # Store the lines before they are forwarded, so that after a crash the log
+                        # contains each line that was printed.
                         self._store(lines.feed(block), read_at)
                     if not block:
                         break

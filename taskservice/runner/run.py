@@ -32,9 +32,10 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# The default depth is more than the service accepts, so that the message of the service is printed.
+# By default, objects that are too deep for the service are parsed too, so that the service rejects
+# them with an error message.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
-    """The JSON object in a text; None for any other text, or if a number would change."""
+    """Parse a JSON object; None for any other text, or if a number can't be stored exactly."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
     try:
@@ -45,8 +46,8 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
 
 
 def task_input(task: str) -> bytes:
-    """The input in a task's JSON; each number is written exactly as in that JSON."""
-    # NUL marks the numbers, since no string of the service contains NUL.
+    """The input from a task's JSON, in which each number is written exactly as before."""
+    # NUL marks the numbers, since the service stores no string with NUL.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
     return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
 
@@ -64,11 +65,11 @@ _decoder = json.JSONDecoder(
 
 WRITER = "run"
 START_SECONDS = 3.0  # how long the start of the task can delay the program
-# How long the service can be silent before the run saves its data and exits, and the minimum time
-# after the program's end.
+# After the program's end, the run saves its data and exits if the service has not responded for
+# SILENCE_SECONDS, but not before MIN_SILENCE_SECONDS have passed.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-LATE_SIGNAL_SECONDS = 1.0  # a signal that ended the program can arrive here this much later
+LATE_SIGNAL_SECONDS = 1.0  # maximum delay between the program's end and its signal
 _OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -77,7 +78,7 @@ _OUTPUT_FILE = "output.json"
 class Run:
     """A program that runs as a task: call `start`, then `execute`, in any thread.
 
-    Pass either `fields`, which start the task, or `task`, which is already claimed.
+    Pass either `fields`, with which a task is started, or `task`, which is already claimed.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Run:
         """Forward a signal; after the program's end, stop waiting for the service instead."""
         if number not in PROGRAM_ONLY:
             self._received.append(number)
-            # At a terminal the program gets Ctrl-C too, and can end before the signal arrives here.
+            # At a terminal, the program can receive Ctrl-C and end before we receive the signal.
             if time.monotonic() > self._ended_at + is_from_terminal * LATE_SIGNAL_SECONDS:
                 self._stop_waiting.set()
         if self._process is not None:
@@ -123,7 +124,7 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError, even for a field that would be left out.
+        With `is_strict`, raises TaskServiceError instead, even if only an optional field is wrong.
         """
         try:
             self._saved.create_directory(saved_run.runs_directory())
@@ -144,7 +145,7 @@ class Run:
         notice(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, is_strict: bool) -> TaskServiceError | None:
-        """Return the reason why the task was not started within START_SECONDS."""
+        """Start the task; return the error if this failed or took more than START_SECONDS."""
         reasons: list[TaskServiceError] = [
             responses.Unreachable(f"{self._connection.url} does not respond")
         ]
@@ -157,7 +158,7 @@ class Run:
             except TaskServiceError as error:
                 reasons[:] = [error]
 
-        # In a thread, because the look-up of a host has no time limit. A late response is used too.
+        # Use a thread, because resolving a host name has no timeout. A late response is still used.
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
         starter.start()
         starter.join(START_SECONDS + 0.5)
@@ -184,12 +185,12 @@ class Run:
             raise
         code, report = self._run_program(reader, sender)
         self._finish(sender, report)
-        # After a signal, a reader that reads nothing does not delay the exit.
+        # After a signal, do not wait for a reader that has stopped reading.
         reader.flush(self._stop_waiting, max_wait=1.0 if self._received else math.inf)
         return code
 
     def _open_output(self) -> OutputReader:
-        """The program's output, a pipe if --tty is impossible. Raises OSError."""
+        """Open the program's output; a pipe if no terminal can be opened. Raises OSError."""
         if self._is_tty:
             try:
                 return OutputReader(self._spool.put, self._masker, is_tty=True)
@@ -218,18 +219,18 @@ class Run:
         report: dict[str, Any] = {"status": terms.COMPLETE}
         if status:
             report = failed(describe(status, self._received))
-        # Measured here, since the report may be sent hours later.
+        # Measure the duration here, since the report may be sent hours later.
         report["seconds"] = round(self._ended_at - began, 3)
         if output := self._output(reader):
             report["output"] = self._masker.mask_json(output)
-        # As in shells: 128 + n for a program that was killed by signal n.
+        # As in shells, the exit status is 128 + n if signal n killed the program.
         return status if status >= 0 else 128 - status, report
 
     def _spawn(self, reader: OutputReader) -> Process:
-        # The service counts the lines of each writer.
+        # The program needs a separate writer name, since every writer numbers its lines from 1.
         variables = {"TASKSERVICE_WRITER": "program"}
         if self._is_tty:
-            # The type of nearly every terminal.
+            # Nearly all terminals are compatible with xterm-256color.
             variables["TERM"] = os.environ.get("TERM", "xterm-256color")
         if self._saved.directory is not None:
             variables[OUTPUT] = str(self._saved.directory / _OUTPUT_FILE)
@@ -241,7 +242,7 @@ class Run:
         with contextlib.ExitStack() as files:
             stdin = None
             if self._stdin_text is not None:
-                # A file, because a pipe would need a thread that writes to it.
+                # Use a file, because a pipe would need a thread that writes to it.
                 file = files.enter_context(tempfile.TemporaryFile())
                 file.write(self._stdin_text)
                 file.seek(0)
@@ -249,7 +250,7 @@ class Run:
             return Process(self._command, environment, stdin, reader.stdout, reader.stderr)
 
     def _start_task(self, **options: Any) -> str:
-        """The task's ID; starts the task unless it was started before."""
+        """Return the task's ID; start the task if it does not exist yet."""
         is_new = self._saved.task_id is None
         task_id = self._saved.ensure_task(self._connection, **options)
         if is_new and sys.stderr.isatty():
@@ -275,11 +276,11 @@ class Run:
         self._notice_once(f"log lines can't be written to the disk: {error.strerror or error}")
 
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
-        """The program's output: the JSON object in its output file, or in its last line."""
+        """The task's output: the JSON object in the output file, or in the last line of stdout."""
         directory = self._saved.directory
         text = None if directory is None else _take_output_file(directory / _OUTPUT_FILE)
         if text is None:
-            # An output has at most 63 levels; a deeper object is only a line of the log.
+            # An output has at most 63 levels of nesting; a deeper object remains only a log line.
             return parse_object(reader.last_line.strip(), max_depth=63)
         output = parse_object(text)
         if output is None:
@@ -321,7 +322,7 @@ class Run:
 
 
 def become_program(command: Sequence[str]) -> NoReturn:
-    """Replace this process by a program that runs without a task."""
+    """Replace this process with a program that runs without a task."""
     for number in RESET_TO_DEFAULT:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -332,14 +333,14 @@ def become_program(command: Sequence[str]) -> NoReturn:
 
 
 def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of an outer run; the output file is `/dev/null`."""
+    """The environment without the variables of an outer run; TASKSERVICE_OUTPUT is /dev/null."""
     of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL")
     inherited = {name: text for name, text in environment.items() if name not in of_outer_run}
     return inherited | {OUTPUT: os.devnull}
 
 
 def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
-    """The exit status for a program that can't be run, as in shells, and the reason."""
+    """The exit status, as in shells, and the message for a program that can't be run."""
     code = 127 if isinstance(error, FileNotFoundError) else 126
     return code, f"{command[0]} can't be run: {error.strerror}"
 
@@ -363,7 +364,7 @@ def deliver(
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which can contain secrets, and return its text; None without text."""
+    """Remove the file, which can contain secrets, and return its text; None if there is no text."""
     try:
         text = saved_run.read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:
@@ -376,7 +377,7 @@ def _take_output_file(path: Path) -> bytes | None:
 
 
 def failed(text: str) -> dict[str, Any]:
-    """A report of the status `error` with this message."""
+    """A report with the status `error` and this message."""
     return {"status": terms.ERROR, "error": {"message": truncate_message(text)}}
 
 
@@ -391,7 +392,7 @@ def resend(connection: Connection) -> bool:
     for directory in runs.iterdir():
         if directory.name.startswith(".") or not (directory.is_symlink() or directory.is_dir()):
             continue
-        with contextlib.suppress(OSError):  # another process has just sent it
+        with contextlib.suppress(OSError):  # another process has just sent this run
             saved.append((directory.lstat().st_mtime, directory))
     is_done = [_resend_one(connection, directory, caller) for _, directory in sorted(saved)]
     return all(is_done)

@@ -1,4 +1,4 @@
-"""A run in a directory on the disk, so that it can be sent after its process has ended."""
+"""Saves a run on the disk, so that it can be sent after its process has ended."""
 
 import contextlib
 import errno
@@ -22,10 +22,10 @@ from taskservice.terms import AGENT_PREFIX
 
 _FILE = "run.json"
 _MAX_FILE_BYTES = 16 * 1024 * 1024
-_RESERVED_BYTES = 16 * 1024  # space that is reserved for the report, in case the disk is full
-# Optional fields: if the service refuses one, the task is started without it.
+_RESERVED_BYTES = 16 * 1024  # reserved for the report, in case the disk is full
+# If the service refuses an optional field, the task is started without the field.
 OPTIONAL = {"callback", "claimedAt", "input", "labels", "name", "parentId", "timeout"}
-# The members of the file, and the attribute of each.
+# The members of the file, and the attributes in which they are stored.
 _MEMBERS = {
     "url": "url", "startFields": "fields", "taskId": "task_id", "userId": "user_id",
     "agentId": "agent_id", "key": "idempotency_key", "report": "report",
@@ -33,7 +33,7 @@ _MEMBERS = {
 
 
 def runs_directory() -> Path:
-    """The directory of the user's runs, by the XDG specification. Raises OSError without a home."""
+    """The directory of the user's runs, according to the XDG specification. Raises OSError."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
@@ -43,9 +43,10 @@ def runs_directory() -> Path:
 
 
 class SavedRun:
-    """A run: its task, or the fields that start it, and the final report, but not the API key.
+    """A run: the task or the fields that start the task, and the final report, without the API key.
 
-    `directory` is locked until this process ends. It is None if nothing can be written to the disk.
+    `directory` is locked until this process ends. If nothing can be written to the disk,
+    `directory` is None.
     """
 
     def __init__(
@@ -55,16 +56,16 @@ class SavedRun:
         task: Mapping[str, Any] | None = None,
         agent_key_hint: str = "",
     ) -> None:
-        """`task` is the JSON of an existing task; without it, `fields` start one.
+        """`task` is the JSON of an existing task; otherwise, a task is started with `fields`.
 
-        If the fields contain no agent, the key with this hint determines the agent.
+        If the fields contain no agent, the API key with this hint determines the agent.
         """
         self.url = url
         self.fields = dict(fields)
         self.task_id: str | None = None
-        self.user_id: str | None = None  # the owner; None until there is a task
+        self.user_id: str | None = None  # the owner; None until the task exists
         self.agent_id = str(self.fields.get("agentId", agent_key_hint))
-        self.idempotency_key = uuid4().hex  # a repeated start creates no second task
+        self.idempotency_key = uuid4().hex  # prevents a repeated start from creating another task
         self.report: dict[str, Any] | None = None
         self.directory: Path | None = None
         self._lock = contextlib.ExitStack()  # closes the lock file
@@ -78,22 +79,22 @@ class SavedRun:
 
     @property
     def is_of_key(self) -> bool:
-        """Whether the agent is unknown, since a key determines it; `agent_id` is the key's hint."""
+        """Whether only the agent key is known; `agent_id` is then the hint of the key."""
         return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
         """Whether this error means that the task was cancelled or deleted."""
-        # Before there is a task, a 404 means that the key is not allowed to start it.
+        # Before the task exists, a 404 means that the key is not allowed to start it.
         is_deleted = isinstance(error, NotFound) and self.task_id is not None
         return is_deleted or isinstance(error, TaskCancelled)
 
     def ensure_task(
         self, connection: Connection, is_strict: bool = False, is_late: bool = True, **options: Any
     ) -> str:
-        """Start the task unless there is one; returns its ID. Raises TaskServiceError.
+        """Start the task unless it exists; return its ID. Raises TaskServiceError.
 
-        A field of OPTIONAL that the service refuses is left out, unless the start `is_strict`.
-        Only a late start contains `claimedAt`, which is refused if this machine's clock is ahead.
+        Fields of OPTIONAL that the service refuses are omitted, unless the start `is_strict`. Only
+        a late start contains `claimedAt`, which the service refuses if it is in the future.
         """
         if self.task_id is None and "agentId" not in self.fields:  # the key determines the agent
             user = connection.call("GET", "/user", responses.USER, **options).data
@@ -102,7 +103,8 @@ class SavedRun:
             fields = {n: value for n, value in self.fields.items() if is_late or n != "claimedAt"}
             try:
                 self._set_task(start_task(connection, fields, self.idempotency_key, **options))
-                with contextlib.suppress(OSError):  # a repeated start creates no second task
+                # If the ID is not saved, a later process repeats the start with the same key.
+                with contextlib.suppress(OSError):
                     self.write()
             except (Invalid, responses.BadRequest, responses.TooLarge) as error:
                 if "claimedAt" in fields and "Idempotency-Key" in getattr(error, "errors", ()):
@@ -120,7 +122,7 @@ class SavedRun:
         return self.task_id
 
     def create_directory(self, runs: Path) -> None:
-        """Create the directory in `runs`, locked before others can see it. Raises OSError."""
+        """Create the directory in `runs`, locked before it becomes visible. Raises OSError."""
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(runs, may_close=True)
         draft = runs / f".{self.idempotency_key}"
@@ -136,7 +138,7 @@ class SavedRun:
             raise
 
     def write(self) -> None:
-        """Replace the file, completely or not at all. Raises OSError."""
+        """Replace the file, atomically unless the disk is full. Raises OSError."""
         if self.directory is None:
             return
         members = {name: getattr(self, attribute) for name, attribute in _MEMBERS.items()}
@@ -151,18 +153,18 @@ class SavedRun:
                 draft.unlink(missing_ok=True)
                 if not path.exists() or len(text) > _RESERVED_BYTES:
                     raise
-                _write_file(path, text)  # on a full disk, overwrite the space that it already has
+                _write_file(path, text)  # on a full disk, overwrite the existing file
 
     @classmethod
     def load(cls, directory: Path) -> "SavedRun | None":
-        """Lock and read a run; None if it is running or was sent. Raises OSError and ValueError."""
+        """Lock and read a run; None if it is running or was sent. Raises OSError or ValueError."""
         run = cls("", {})
         run.directory = directory
         with contextlib.ExitStack() as on_error:
             on_error.callback(run.release)
             try:
                 check_private(directory)
-                # A copy of a run can lack its lock file.
+                # This creates the lock file if it is missing, for example in a copy of a run.
                 run._lock_directory(directory)
                 data = json.loads(read_file(directory / _FILE, _MAX_FILE_BYTES))
                 for name, attribute in _MEMBERS.items():
@@ -177,7 +179,7 @@ class SavedRun:
     def _lock_directory(self, directory: Path) -> None:
         file = open_file(directory / "lock", os.O_RDWR | os.O_CREAT)
         self._lock.callback(os.close, file)
-        # The kernel releases it when the process ends, even if it is killed.
+        # The kernel releases the lock when this process ends, even if the process is killed.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
@@ -187,9 +189,9 @@ class SavedRun:
         """Remove the run from the disk."""
         if self.directory is not None:
             with contextlib.suppress(OSError):
-                # The file first: without it, the directory is not a saved run.
+                # Remove the file first: a directory without the file is not a saved run.
                 (self.directory / _FILE).unlink(missing_ok=True)
-                # Hidden, because a process that searches for runs would create the lock file again.
+                # Hide the directory, so that no other process creates the lock file again.
                 self.directory = self.directory.rename(
                     self.directory.with_name(f".{self.directory.name}")
                 )
@@ -205,23 +207,24 @@ def _write_file(path: Path, text: bytes) -> None:
 
 
 def read_file(path: Path, max_bytes: int = -1) -> bytes:
-    """The first bytes of a regular file. Raises OSError."""
+    """Read at most `max_bytes` of a regular file. Raises OSError."""
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
         return file.read(max_bytes)
 
 
 def check_private(directory: Path, may_close: bool = False) -> None:
-    """Raise OSError unless the directory belongs to this user and is closed to other users.
+    """Raise OSError unless only this user has access to the directory.
 
-    With `may_close`, closes it to other users.
+    With `may_close`, remove the access of other users to a directory that this user owns.
     """
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(opened)
         if status.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "It belongs to another user", str(directory))
+            problem = "The directory belongs to another user"
+            raise PermissionError(errno.EPERM, problem, str(directory))
         if status.st_mode & 0o077 and not may_close:
-            problem = "It is open to other users; its mode must be 0700"
+            problem = "The directory is open to other users; its mode must be 0700"
             raise PermissionError(errno.EPERM, problem, str(directory))
         if status.st_mode & 0o077:
             os.fchmod(opened, 0o700)

@@ -311,7 +311,7 @@ def test_folder_of_another_user_keeps_no_runs(machine: AgentMachine) -> None:
     assert machine.user.the_task()["logs"] == ["done"]
     resent = machine.run("run", "--resend")
     assert resent.returncode == 1
-    assert "It belongs to another user" in resent.stderr
+    assert "The directory belongs to another user" in resent.stderr
     assert "PosixPath" not in resent.stderr
     assert len(machine.left_runs()) == 1
 
