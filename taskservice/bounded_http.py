@@ -47,7 +47,7 @@ class Deadline:
         return time.monotonic() - self._started
 
     def remaining(self) -> float:
-        """The remaining seconds, more than 0; raises TimeoutError if no time remains."""
+        """The remaining seconds. Raises TimeoutError if no time remains."""
         seconds = self._until - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
@@ -133,7 +133,7 @@ class Session(requests.Session):
 
 
 class _Adapter(HTTPAdapter):
-    """Applies the limits to every connection, even through a proxy from the environment."""
+    """Applies the limits to every connection, including connections through a proxy."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()

@@ -178,7 +178,7 @@ class Client:
         Args:
             message: The question, 1 to 4,000 characters; its first line is the task's name.
             schema: JSON Schema of an object with simple properties.
-            timeout: Seconds until the question expires (default: one day); 0 for never.
+            timeout: Seconds until the question expires (default: one day); 0 for no expiry.
             choices: The allowed answers.
             agent_id: ID of the agent (default: "ask", or the agent to which an agent key belongs).
 
@@ -424,7 +424,7 @@ class Client:
         answer_links: bool = False,
         after: int | None = None,
     ) -> Hook:
-        """Create a hook, which notifies an address of future events of agents.
+        """Create a hook, which notifies an address of future agent events.
 
         This call is not retried, since a second request would create a second hook.
 

@@ -10,7 +10,7 @@ from taskservice.client.task import Task, read_task
 
 def current_task_id() -> str:
     """The ID of the current task; empty if this program was started without a task."""
-    # Bytes that are not UTF-8 are replaced by "?"; the service rejects such an ID.
+    # Bytes that are not UTF-8 become "?", and the service rejects an ID that contains "?".
     return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
 
 

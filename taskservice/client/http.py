@@ -1,4 +1,4 @@
-"""Sends requests to the service, with settings, headers, timeouts, retries and errors."""
+"""Sends requests to the service, and handles settings, timeouts, retries and errors."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from taskservice.terms import API_PREFIX, KEY_VARIABLE, PROFILE_VARIABLE
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
-READ_AFTER_WAIT = 30.0  # in addition to the time that a request asks the service to wait
+READ_AFTER_WAIT = 30.0  # seconds to receive a response after the requested wait
 MIN_RATE = 16 * 1024  # bytes per second; a faster response never times out
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
@@ -121,7 +121,7 @@ class Connection:
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
-        """Make one attempt; `requests` gets all options except `wait`. Raises TaskServiceError."""
+        """Make one attempt. Options except `wait` are for `requests`. Raises TaskServiceError."""
         headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))

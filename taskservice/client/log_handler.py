@@ -16,13 +16,13 @@ class TaskHandler(logging.Handler):
     """A handler for `logging` that adds each record to a task's log, with the record's time.
 
     Without a formatter, a line contains the level, the name of the logger, and the message.
-    Logging never raises TaskServiceError: if the task was cancelled, the next call of a method
-    of the task raises TaskCancelled. Like `Task.log`, logging blocks only while 16 MiB of lines
+    Logging never raises TaskServiceError: if the task was cancelled, the next method call
+    on the task raises TaskCancelled. Like `Task.log`, logging blocks only while 16 MiB of lines
     are waiting to be sent. DEBUG and INFO records of the HTTP libraries that send the lines are
     ignored.
 
     Args:
-        task: The task, from `Client.start`, `Client.claim` or `current`.
+        task: A task that `Client.start`, `Client.claim` or `current` returned.
         level: Records below this level are ignored (default: no records are ignored).
 
     Example:
@@ -56,6 +56,6 @@ class TaskHandler(logging.Handler):
             text = (self.formatter or _FORMATTER).format(record)
             self._task.log_at(int(record.created * 1000), text)
         except TaskServiceError:
-            return  # the next call of a method of the task raises this error too
+            return  # the next method call on the task raises this error too
         except Exception:
             self.handleError(record)

@@ -20,11 +20,11 @@ class Health(TypedDict):
     """Statistics on an agent's last 30 finished tasks.
 
     `recent` lists these tasks, oldest first. `successRate` is from 0 to 1, and `medianSeconds` is
-    the median duration; both leave out cancelled tasks. `state` is "broken" if the last task failed
-    or timed out, otherwise "ok"; `stateSince` is when the agent entered this state.
-    `workerSeenAt` is when a worker last asked for a task. `dueAt` is when the next task is expected
-    to start, and `lateSince` is when the agent became late; see `Expect`. Times are RFC 3339. All
-    members except `recent` can be None.
+    the median duration; both ignore cancelled tasks. `state` is "broken" if the last task failed or
+    timed out, otherwise "ok"; `stateSince` is the time when the agent entered this state.
+    `workerSeenAt` is the time when a worker last asked for a task. `dueAt` is the time when the
+    next task is expected to start, and `lateSince` is the time when the agent became late; see
+    `Expect`. Times are RFC 3339. All members except `recent` can be None.
     """
 
     recent: list[FinishedTask]

@@ -30,7 +30,7 @@ from taskservice.terms import CANCELLED, PROBLEM_TYPE, ErrorType
 
 
 class TaskServiceError(Exception):
-    """The base class of all errors of the client. `str` returns a message of one line.
+    """The base class of all errors of the client. `str(error)` is a message of one line.
 
     - Stop working: TaskCancelled, TaskFinished, and NotFound if the task was deleted.
     - Try again later: Unreachable, Unavailable, UnexpectedResponse.
@@ -53,7 +53,7 @@ class NotTheService(TaskServiceError):
 
 
 class UnexpectedResponse(NotTheService):
-    """The response is not from taskservice, but, for example, the error page of a proxy.
+    """The response is from another program, for example the error page of a proxy.
 
     It is unknown whether the service has processed the request.
     """
@@ -70,8 +70,8 @@ class OtherVersion(UnexpectedResponse):
 class Refused(TaskServiceError):
     """The service refused a request.
 
-    `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail` the
-    text about the error.
+    `status` is the HTTP status, `problem` the JSON of the response (RFC 9457), and `detail`
+    describes the error.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -424,10 +424,10 @@ def _error(received: requests.Response) -> TaskServiceError:
     if status == 429 or status >= 500:
         retry_after = terms.seconds(received.headers.get("Retry-After", ""))
         return Unavailable(status, problem, retry_after)
-    if status == 413:  # this can be the limit of a proxy
+    if status == 413:  # a proxy may have sent the response
         return TooLarge(413, problem)
-    # NotFound makes a program stop. The error code distinguishes it from a 404 for an unknown path,
-    # and from a 404 of another program.
+    # NotFound makes a program stop. The error code distinguishes NotFound from a 404 for an unknown
+    # path or from another program.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
     if problem.get("code") == NO_SUCH_PATH:

@@ -66,7 +66,7 @@ class Sender(threading.Thread):
         self.outage: TaskServiceError | None = None  # the error of the last request, if it failed
         self.last_response_at = -math.inf
         self.is_delivered = False
-        # Unlike `is_alive` before Python 3.13, this works even after Ctrl-C interrupted a `join`.
+        # Before Python 3.13, `is_alive` returns a wrong result after Ctrl-C interrupted a `join`.
         self.has_ended = InterruptSafeEvent()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
@@ -141,7 +141,7 @@ class Sender(threading.Thread):
         self.outage = error
 
     def _step(self) -> bool:
-        """Make one request, or wait for a reason to make one. Return whether everything is sent."""
+        """Make one request, or wait for something to send. Return whether everything is sent."""
         closing = self._closing.is_set
         path = f"/task/{self._task_id()}"
         next_progress = self._progress_at + PROGRESS_INTERVAL if self._progress else math.inf
@@ -279,7 +279,7 @@ class Outbox:
             return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
-        """Add the lines of a text. Blocks while the spool is full. Raises the errors of `log`."""
+        """Add the lines of a text. Blocks while the spool is full. Raises TaskServiceError."""
         sender = self.start()
         began = time.monotonic()
         while len(sender.spool.memory) >= MAX_BYTES:

@@ -48,7 +48,7 @@ def as_lines(text: str) -> bytes:
 
 
 def truncate_line(line: bytes, size: int | None = None) -> bytes:
-    """Truncate a line that is too long. If `line` is only its start, `size` is the whole size."""
+    """Truncate a long line; `size` is the size of the whole line if `line` is only its start."""
     if size is None and len(line) <= _ALWAYS_FITS:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()

@@ -550,7 +550,7 @@ class Task:
             schema: JSON Schema of an object with simple properties, for an answer with several
                 fields. Cannot be combined with `choices`.
             timeout: Seconds until the question expires, up to 366 days (default: one day); 0
-                for never.
+                for no expiry.
             choices: The allowed answers.
 
         Returns:
@@ -719,7 +719,7 @@ class Task:
         times: bool = False,
         on_question: Callable[[Question], None] | None = None,
     ) -> Iterator[Line]:
-        """Iterate over the lines as they arrive, until the task ends. Blocks between the lines.
+        """Iterate over the lines as they arrive, until the task ends. Blocks while it waits.
 
         If the connection is lost or the service restarts, requests are retried for up to
         `retry_timeout` seconds; no line is skipped or repeated. After the last line, `status`,

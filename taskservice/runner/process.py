@@ -104,7 +104,7 @@ class Process:
             with suppress(AttributeError, OSError):  # Linux only
                 file = os.pidfd_open(self.id)
                 opened.callback(os.close, file)
-                # `work --parallel` can open many files, and `select` supports only 1,024.
+                # `work --parallel` can open many files, but `select` supports only 1,024 files.
                 poll.register(file, select.POLLIN)
                 seconds = JOIN_SECONDS
             while not ended:

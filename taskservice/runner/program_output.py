@@ -35,7 +35,7 @@ class Masker:
         self.longest = len(self._secrets[0]) if secrets else 0
 
     def mask(self, text: bytes) -> bytes:
-        """Replace each secret in the text by `***`; no secret contains a line feed."""
+        """Replace each secret in the text with `***`; no secret contains a line feed."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -159,7 +159,7 @@ SECONDS_AFTER_END = 1.0  # a background process can hold the output open forever
 
 
 class Stream:
-    """A program's pipe or pseudo-terminal, and our stdout or stderr, to which it is forwarded."""
+    """A pipe or pseudo-terminal for a program's output, and our stdout or stderr."""
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
@@ -237,7 +237,7 @@ class OutputReader:
             copy_size(stream.reader)
 
     def close_writers(self) -> None:
-        """Close our writing ends; call this after the program has started or failed to start."""
+        """Close our writing ends of the pipes, after the program has started or failed to start."""
         for stream in self._streams:
             os.close(stream.writer)
 

@@ -46,7 +46,7 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
 
 
 def task_input(task: str) -> bytes:
-    """The input from a task's JSON, in which each number is written exactly as before."""
+    """The input in a task's JSON; the text of each number is preserved."""
     # NUL marks the numbers, since the service stores no string with NUL.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
     return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
@@ -69,7 +69,8 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 # SILENCE_SECONDS, but not before MIN_SILENCE_SECONDS have passed.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-LATE_SIGNAL_SECONDS = 1.0  # maximum delay between the program's end and its signal
+# How long after the program's end we can receive the signal that ended the program.
+LATE_SIGNAL_SECONDS = 1.0
 _OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
@@ -124,7 +125,7 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError instead, even if only an optional field is wrong.
+        With `is_strict`, raises TaskServiceError, even if only an optional field was refused.
         """
         try:
             self._saved.create_directory(saved_run.runs_directory())
@@ -165,7 +166,7 @@ class Run:
         return next(iter(reasons), None)
 
     def execute(self) -> int:
-        """Run the program and report its exit; returns the exit status."""
+        """Run the program and report how it ended; return its exit status."""
         try:
             self._spool = Spool(self._saved.directory, self._on_full_disk)
         except OSError as error:
