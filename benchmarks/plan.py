@@ -17,16 +17,16 @@ CONNECTIONS = 2 * (16 + 8)
 HEAD = ("100,000,000 tasks, 10,000 agents that send a line a second", "arithmetic", "result")
 
 # The names of the figures that it multiplies.
-TASK_BYTES = "a task with its 5 lines, on disk"
-LINE_BYTES = "a line that was sent alone, on disk"
+TASK_BYTES = "size on disk of a task with 5 lines"
+LINE_BYTES = "size on disk of a line that was sent alone"
 WAL = "write-ahead log of an append"
-FIRST_WAL = f"{WAL}, if it is the first to change its pages since a checkpoint"
+FIRST_WAL = "write-ahead log of the first append after a checkpoint"
 GROW = "append a line to one of 64 logs"
 ALONE = "appends by PostgreSQL alone"
-COUNT = "count of all tasks, as `/metrics` has it"
+COUNT = "count of all tasks, for `/metrics`"
 BACKUP = "`db backup`, or `pg_dump -Fc`"
 RATE = "tasks removed by retention, without other writers"
-LOG_SECONDS = "removal of a log of 1,000,000 lines that were sent alone, with the minute before it"
+LOG_SECONDS = "removal of a log of 1,000,000 single lines, including a wait of 60 s"
 
 
 def lines(
@@ -42,36 +42,38 @@ def lines(
 
     task_bytes, line_bytes = figures[TASK_BYTES], figures[LINE_BYTES]
     yield _product("tasks on disk, with five lines each", TASKS, "tasks", task_bytes, "bytes")
-    yield _product("of these, indexes of tasks", TASKS, "tasks", index_bytes, "bytes")
-    yield _product("lines a day, each sent alone", AGENTS * DAY, "lines", line_bytes, "bytes")
+    yield _product("indexes of tasks on disk", TASKS, "tasks", index_bytes, "bytes")
+    yield _product(
+        "lines of a day on disk, each sent alone", AGENTS * DAY, "lines", line_bytes, "bytes"
+    )
     yield _product("write-ahead log a second", AGENTS, "appends", figures[WAL], "bytes")
     yield _product(
-        "the same while each append changes pages for the first time since a checkpoint",
+        "write-ahead log a second, directly after a checkpoint",
         AGENTS, "appends", figures[FIRST_WAL], "bytes",
     )  # fmt: skip
     processes = AGENTS / most(GROW)
     yield _quotient("processes of the service, fully busy", AGENTS, most(GROW), "processes")
     yield _quotient("CPUs of PostgreSQL", AGENTS, most(ALONE), "CPUs")
     yield (
-        "connections of twice these processes, without PgBouncer",
+        "connections of twice as many processes, without PgBouncer",
         f"2 × {processes:.1f} × {CONNECTIONS}",
         f"{2 * processes * CONNECTIONS:,.0f}",
     )
     ended = AGENTS / TASK_SECONDS
     yield (
-        "tasks that end a second, of ten minutes each",
+        "tasks that end each second, if a task takes ten minutes",
         f"{AGENTS:,} ÷ {TASK_SECONDS} s",
         f"{ended:.1f}, or {TASKS:,} in {TASKS / ended / DAY:.0f} days",
     )
     yield (
-        "share of the time that their removal takes",
+        "share of time for the removal of tasks",
         f"{ended:.1f} ÷ {figures[RATE]:,.0f} tasks/s",
         f"{ended / figures[RATE]:.1%}",
     )
     seconds = figures[LOG_SECONDS]
     swept = log_lines / max(seconds - WAIT_SECONDS, 1)
     yield (
-        "share of the time that the removal of single lines takes",
+        "share of time for the removal of lines",
         f"{AGENTS:,} ÷ ({log_lines:,} lines ÷ ({seconds:.0f} - {WAIT_SECONDS}) s)",
         f"{AGENTS / swept:.0%}",
     )

@@ -41,16 +41,16 @@ APPENDED = 2_500
 CLIENTS = (1, 16, 64)
 
 CLAIM = "claim a task"
-REPORT = "report an end; its webhook is stored, and posted at once"
+REPORT = "end a task; its webhook is posted immediately"
 LIST = "whole list of 100,000 tasks"
 WAITS = (*paths.PATHS, CLAIM, REPORT, LIST)
 
-JOINED_BYTES = "a line that was sent with thousands of others, on disk"
+JOINED_BYTES = "size on disk of a line that was sent with many other lines"
 WRITER_WAIT = "longest wait of a writer"
-DISK_WAIT = "longest wait of a plain file on the same disk"
+DISK_WAIT = "longest write to a plain file on the same disk"
 TASKS_REMOVED = "while tasks are removed"
 LOG_REMOVED = "while this log is removed"
-BESIDE_TABS = f"95th percentile of a GET with {paths.TABS} open tabs, to that without tabs"
+BESIDE_TABS = f"95th percentile of a GET, with {paths.TABS} open tabs / without tabs"
 GOALS = {
     goal.path: goal
     for goal in (

@@ -119,7 +119,9 @@ WRITES = (
     Goal("start a task, 1 process", RAW, REQUESTS, 0.74),
 )
 WRITES_OF_FOUR = (Goal("append a line, 4 processes", RAW, REQUESTS, 0.75),)
-WRITES_TO_SLOW_DISK = (Goal("append a line, syncs of 2 ms", "one commit a request", REQUESTS, 3.2),)
+WRITES_TO_SLOW_DISK = (
+    Goal("append a line, syncs of 2 ms", "one commit per request", REQUESTS, 3.2),
+)
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def slow_sync(folder: Path) -> Path:
 MANY_HOOKS = 50
 REPORTS = 100
 HOOKS = (
-    Goal("report, with 50 hooks that it does not concern: more than without", "", "ms",
+    Goal("additional time of a report with 50 hooks for other events", "", "ms",
          0.5, True, True),
 )  # fmt: skip
 
