@@ -166,7 +166,7 @@ _READABLE_CELL = 28
 
 
 def _fitted(table: list[list[str]], columns: int, optional: Sequence[str]) -> list[list[str]]:
-    """Fit the table into `columns` characters: omit the year and columns, and truncate cells."""
+    """Fit the table into `columns` characters: omit years and columns, and truncate cells."""
     if _total(_widths(table)) > columns:
         year = re.compile(rf"^{datetime.now().year}-(?=\d\d-\d\d \d\d:)")
         table = [[year.sub("", cell) for cell in row] for row in table]

@@ -37,7 +37,7 @@ _NOTE_BYTES = 200  # reserved in each log for the marker that the log is full
 
 
 def heartbeat_for(timeout: int | None) -> float:
-    """The interval of heartbeats for a task with this timeout, both in seconds."""
+    """The heartbeat interval, in seconds, for a task with this timeout in seconds."""
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
@@ -102,7 +102,7 @@ class Sender(threading.Thread):
             return unsent
 
     def abandon(self) -> None:
-        """End the thread without sending the rest."""
+        """End the thread without sending the remaining data."""
         self._abandoned.set()
         self._closing.set()
         self.spool.news.set()
@@ -234,7 +234,7 @@ class Sender(threading.Thread):
         return True
 
 
-MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines exceed this size
+MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines reach this size
 EXIT_SECONDS = 5.0  # how long an exiting process waits until its lines are sent
 _POLL_SECONDS = 0.2  # how often a thread that waits for the sender checks for errors
 # Outboxes that may contain unsent lines, even if the program no longer uses them.

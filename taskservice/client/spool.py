@@ -81,7 +81,7 @@ def timed(text: bytes, at: int) -> bytes:
 
 
 class Batch(NamedTuple):
-    """Lines to send in one request; lines with the same time are joined to one text."""
+    """Lines to send in one request; lines with the same time are joined into one text."""
 
     seq: int  # the number of the first line; each writer numbers its lines from 1
     lines: int
@@ -103,7 +103,7 @@ class Batch(NamedTuple):
         return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
-        """The fields of the batch in the request that appends its lines."""
+        """The request fields that contain the batch."""
         # The times must not decrease, even if the clock was set back.
         times = accumulate((min(at, now()) for at, _ in self.texts), max)
         logs = [text.decode(errors="replace") for _, text in self.texts]
@@ -185,7 +185,7 @@ class Spool:
             on_error.pop_all()
 
     def put(self, text: bytes, at: int) -> None:
-        """Add whole lines with one time, in milliseconds since 1970. Does not wait for space."""
+        """Add whole lines; `at` is their time, in milliseconds since 1970. Never blocks."""
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)

@@ -200,7 +200,7 @@ def ask_alone(
 
     The default agent is `ask`, or the agent to which an agent key belongs.
     """
-    # Retry the start of the task no longer than the question would be open.
+    # Do not retry the start of the task for longer than the timeout of the question.
     options_of_start = {**options, "retry_timeout": min(seconds_open(timeout), RETRY_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
@@ -434,7 +434,7 @@ class Task:
     def log(self, *values: object) -> None:
         """Add a line to the log: the values as text, separated by spaces, as in `print`.
 
-        A line feed starts another line. A line over 64 KiB is truncated, and ends with a marker.
+        A line feed starts a new line. A line over 64 KiB is truncated, and ends with a marker.
         When the log has reached 100 MiB, a marker is added, and further lines are dropped. Returns
         immediately: a background thread sends the lines in order, each of them once. Blocks only
         while 16 MiB of lines are waiting to be sent.

@@ -81,7 +81,7 @@ class Process:
         stdout: int,
         stderr: int,
     ) -> None:
-        """Start the program. Raises OSError if it can't be run."""
+        """Start the program. Raises OSError if the program can't be run."""
         self.at_terminal = stdin is None and _foreground_group() is not None
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]

@@ -349,7 +349,7 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
 def deliver(
     sender: Sender, run: SavedRun, report: dict[str, Any], stop_waiting: threading.Event
 ) -> bool:
-    """Send the remaining lines and the report; returns whether nothing is left to send."""
+    """Send the remaining lines and the report; return True if nothing is left to send."""
     began = time.monotonic()
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
