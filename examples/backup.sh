@@ -3,8 +3,8 @@
 #
 #   taskservice run --agent backup -- examples/backup.sh DIRECTORY ARCHIVE
 #
-# The script does not use the service: its output becomes the log of the task, its exit status the
-# outcome, and its last line, a JSON object, the output.
+# The script does not use the service: its output becomes the log of the task, its exit status
+# becomes the outcome, and the JSON object in its last line becomes the output of the task.
 set -eu
 
 echo "Packing $1"

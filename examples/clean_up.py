@@ -17,7 +17,7 @@ from pathlib import Path
 from taskservice.client import QuestionNotAnswered, Task, current
 
 CHOICES = ["delete", "keep"]
-# How many file names a question lists.
+# The maximum number of file names in a question.
 SHOWN = 20
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger("workflow")
 
 
 class Model:
-    """Answers like a language model, from a fixed list."""
+    """A fake language model with fixed answers."""
 
     def ask(self, prompt: str) -> str:
         logger.info("prompt: %s", prompt)

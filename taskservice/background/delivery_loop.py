@@ -26,7 +26,7 @@ MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
 # The loop polls for due deliveries at least this often, since other processes can add deliveries.
 ROUND_SECONDS = 1.0
-FAILURE_SECONDS = 5.0  # the pause after a database error
+FAILURE_SECONDS = 5.0  # the pause after an unexpected error
 # When the loop stops, running attempts have STOP_SECONDS to finish. Attempts that are still running
 # are then interrupted, and have INTERRUPT_SECONDS to end before their leases are released.
 STOP_SECONDS = 1.0

@@ -111,7 +111,7 @@ CHECKPOINT_MILLISECONDS = 50  # how long a checkpoint waits for readers of the l
 
 
 def shrink(seconds: float = JOB_SECONDS) -> bool:
-    """Release free space in SQLite's files to the disk; returns whether free space may remain."""
+    """Return unused space of SQLite's files to the file system; returns whether more may remain."""
     if db.engine.dialect.name != "sqlite":
         return False
     pooled = db.engine.raw_connection()
@@ -235,7 +235,10 @@ def _in_task_batches(
     remove: Callable[[Connection, Sequence[str]], None],
     seconds: float = inf,
 ) -> tuple[int, bool]:
-    """Remove tasks that meet `condition`; returns their number, and whether more may remain."""
+    """Call `remove` with batches of tasks that meet `condition`.
+
+    Returns the number of these tasks, and whether more may remain.
+    """
     fitting = select(Task.id).where(condition)
     count = 0
 
@@ -246,7 +249,8 @@ def _in_task_batches(
             rows = connection.execute(_DELIVERIES, {"task_ids": old}).all()
         if not old:
             return False
-        # Limit the deliveries too, since an event of a task has a delivery for each notified hook.
+        # Limit the number of deliveries too, since each event of a task has a delivery for each
+        # notified hook.
         counts = {row.task_id: row.deliveries for row in rows}
         totals = accumulate(counts.get(task_id, 0) for task_id in old)
         old = old[: max(1, sum(total <= DELIVERIES_PER_BATCH for total in totals))]

@@ -49,7 +49,7 @@ _CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_chec
 
 @transactions.retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
-    """Register or change an agent; returns it and whether it is new. Raises 404 and 422."""
+    """Register or change an agent; returns the agent and whether it is new. Raises 404 and 422."""
     if not terms.AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must match {terms.AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
@@ -115,7 +115,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
 AGENTS_PER_READ = 50  # an agent has up to 20 KB
 MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
 RECENT = 30  # the number of last finished tasks from which an agent's health is computed
-MIN_USUAL = 3  # an agent with fewer complete tasks among these has no usual duration
+MIN_USUAL = 3  # an agent needs this many complete tasks to have a usual duration
 MAX_RUNNING = 2_000  # the maximum number of running tasks of a user that are counted
 _RUNS = Statement[EndedTaskRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.version)
@@ -140,7 +140,7 @@ _WAITING = Statement[AnyRow](
         .subquery()
     )
 )
-# Reads the oldest tasks, since workers claim the oldest task first.
+# Reads the oldest tasks, since the claimed tasks are among these: workers claim the oldest first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
     .where(tasks_of_user, Task.status == terms.RUNNING)
@@ -263,7 +263,7 @@ def health(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
 
 
 def usual_seconds(connection: Connection, user_id: str, agent_id: str) -> float | None:
-    """The usual duration of an agent's tasks in s; None if fewer than MIN_USUAL are complete."""
+    """The usual duration of an agent's tasks, in seconds; None if too few tasks are complete."""
     recent = _RUNS.all(connection, user_id=user_id, agent_id=agent_id, count=RECENT)
     complete = [task for task in recent if task.status == terms.COMPLETE]
     return _median_seconds(complete) if len(complete) >= MIN_USUAL else None
@@ -287,9 +287,9 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """Agents with `last_used_at`, in the order of the IDs in `first`, then all other agents.
+    """The agents with the IDs in `first`, then the other agents, the most recently used first.
 
-    The most recently used of the other agents is first.
+    Each agent has `last_used_at`.
     """
     newest = select(func.max(Task.created_at)).where(is_of_agent)
     last_used_at = newest.scalar_subquery().label("last_used_at")

@@ -1,4 +1,4 @@
-"""Delivery attempts: send webhooks and emails, in the request that ended a task or in the loop."""
+"""Sends webhooks and emails, in the request that ended a task or in the delivery loop."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,7 @@ class FirstAttemptSlots:
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot and no database connection; yields false if no slot is free."""
+        """Hold a slot, but no database connection; yields false if no slot is free."""
         end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count

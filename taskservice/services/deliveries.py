@@ -66,8 +66,8 @@ logger = logging.getLogger(__name__)
 is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
 # Until a lease expires, only its holder may post the delivery. An attempt takes much less time.
 LEASE_SECONDS = 60.0
-# A lease that ends later than a new lease would began before the clock was set back; it is ignored.
-# A second is added, since PostgreSQL rounds the time.
+# Leases that end later than a new lease would end are ignored: they began before the clock was set
+# back. A second is added, since PostgreSQL rounds the time.
 is_unleased = (
     Delivery.leased_until.is_(None)
     | (Delivery.leased_until <= database_now())
@@ -101,7 +101,7 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
 
 
 def matching_ids(prefix: str) -> Sequence[str]:
-    """At most two IDs of deliveries that begin with `prefix`, of callbacks of all users."""
+    """At most two IDs of callback deliveries, of any user, that begin with `prefix`."""
     with reading() as connection:
         matching = select(Delivery.id).where(has_prefix(Delivery.id, prefix), is_of_callback)
         return connection.scalars(matching.limit(2)).all()
@@ -305,7 +305,7 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-# The time when the next lease expires, since the process that holds the lease may have died.
+# The time when the next lease expires: if its process has died, the delivery is then due again.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
 _FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
 _NEXT = select(
@@ -343,8 +343,8 @@ _FIRST_QUESTION = (
         *_of_message,
         Event.name == TASK_ASKS.name,
         Question.state == literal_column(f"'{terms.OPEN}'"),
-        # Redundant, but lets the databases start with the few open questions instead of all
-        # pending deliveries.
+        # This condition is redundant, but lets the databases start with the few open questions
+        # instead of all pending deliveries.
         Delivery.task_id == Question.task_id,
     )
     .order_by(Event.position)
@@ -409,7 +409,7 @@ def seconds_until_due() -> float | None:
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
-    """Lease at most `limit` due deliveries, the earliest due deliveries of each user first.
+    """Lease at most `limit` due deliveries; for each user, those that became due first.
 
     Users take turns: the next delivery is chosen from the user with the fewest leases in all
     processes. A receiver gets at most as many leases as it has free slots, so some deliveries may

@@ -59,7 +59,7 @@ _END_LOCKS = {
     terms.ERROR: Statement[Any](select(func.pg_advisory_xact_lock(_agent_hash))),
 }
 _was_broken, _at = Agent.state == terms.BROKEN, bindparam("at", type_=Timestamp())
-# Counts one more failure in a row, or the first failure.
+# Sets the state `broken`, and counts the failures in a row.
 _BREAK = (
     update(Agent)
     .where(*this_agent)
@@ -117,9 +117,9 @@ _ENQUEUE = Statement[None](
     ),
     ["id", "task_id", "hook_id", "event_id", "user_id", "callback_url", "host", "created_at"],
 )
-# A hook for people receives at most one message in PAUSE_SECONDS.
+# A hook for people receives at most one message every PAUSE_SECONDS.
 PAUSE_SECONDS = 30.0
-# The present time, or the end of a hook's pause. A pause that ends too far in the future is
+# The current time, or the end of a hook's pause. A pause that ends too far in the future is
 # ignored: it began before the clock was set back, or when the hook was for programs. PostgreSQL
 # rounds the time; therefore a second is added.
 _has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
@@ -255,7 +255,7 @@ def record_events(connection: Connection, events: Iterable[NewEvent]) -> None:
 
 
 def has_stream(connection: Connection, user_id: str) -> bool:
-    """Whether the user has, or had, a hook. If so, locks the user's events for the transaction."""
+    """Whether the user has, or had, a hook. If so, locks the event stream of the user."""
     return _STREAM.one_or_none(connection, user_id=user_id) is not None
 
 
@@ -288,7 +288,7 @@ def _with_hooks(
 def _store_events(
     connection: Connection, user_id: str, with_hooks: Sequence[tuple[NewEvent, Sequence[HookRow]]]
 ) -> None:
-    """Store events of one user, each with a delivery for each hook that it notifies."""
+    """Store events of one user, each with a delivery for each of its hooks."""
     next_positions = {"of_user_id": user_id, "count": len(with_hooks)}
     last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
     for position, (event, hooks) in enumerate(with_hooks, last - len(with_hooks) + 1):
@@ -357,7 +357,7 @@ def _is_new_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> 
 def _knows_break(hook: HookRow, event: NewEvent, told_hooks: Sequence[str]) -> bool:
     """Whether the hook was notified that the agent broke.
 
-    A hook that does not select this event counts as notified if the agent failed `after` times.
+    A hook without the event AGENT_BROKEN counts as notified if the agent failed `after` times.
     """
     if f'"{event_kinds.AGENT_BROKEN.name}"' in hook.events:
         return hook.id in told_hooks

@@ -50,7 +50,7 @@ _LATE = (
 
 
 def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | None]:
-    """The columns for the next expected run after `since`; the agent is not late. Raises 422."""
+    """The columns of an agent that is not late and expects a run after `since`. Raises 422."""
     due_at = late_at = None
     if expect is not None and expect.keys() & {"every", "cron"}:
         due_at = due_times(expect, since, 1)[0]
@@ -90,7 +90,7 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
 
 @cache
 def _time_zones() -> frozenset[str]:
-    """The names of all time zones, from the package tzdata: the same on each machine."""
+    """The names of all time zones, from the package tzdata, so that all machines use the same."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
 
 

@@ -178,7 +178,7 @@ def _check(hook: dict[str, Any]) -> None:
 def delete(caller: Caller, hook_id: str) -> HookRow:
     """Delete a hook with its deliveries; returns the hook. Raises 404.
 
-    `remove_deleted` removes the rows later, since there may be very many.
+    `remove_deleted` removes the rows later, since the hook may have very many deliveries.
     """
     with transaction() as connection:
         # Prevent other transactions from storing deliveries of this hook at the same time.
