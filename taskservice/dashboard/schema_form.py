@@ -1,4 +1,4 @@
-"""Makes a form from a JSON Schema, and JSON from the values of the form's fields."""
+"""Makes a form from a JSON Schema, and JSON from a submitted form."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,24 @@ from taskservice.schemas.input_schema import input_problems
 from taskservice.web.request import large_json_slot
 
 Json: TypeAlias = dict[str, Any]
-# The name of a field in the form -> its texts: several for checkboxes, none if nothing is chosen.
+# Name of a form field -> its submitted values: several for checkboxes, none if nothing is chosen.
 Texts: TypeAlias = Mapping[str, Sequence[str]]
-# The name of a property -> the errors of its value.
+# Name of a property -> its errors.
 Errors: TypeAlias = dict[str, list[str]]
 
 # The kinds of fields. A field of the kind JSON is for values that no other kind can show.
 TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
 CHOICE, CHOICES, JSON = "choice", "choices", "json"
-# If the maximum length of a text is larger, its field has several lines.
+# A text whose maximum length is larger has a field with several lines.
 LONG = 200
-# Maximum length of a chain of references.
+# Maximum number of references to follow for one schema.
 MAX_REFERENCES = 8
 
 _INPUT_TYPES = {"email": "email", "uri": "url", "date": "date", "date-time": "datetime-local"}
 
 
 class Choice(NamedTuple):
-    """A value to choose: the JSON that the form sends, and the label."""
+    """An option of a field: its value as JSON, its label, and whether it is chosen."""
 
     value: str
     label: str
@@ -46,7 +46,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """A property of a schema, whose references are resolved, as a field of the form."""
+    """A form field for a property of a schema; references in `schema` are resolved."""
 
     name: str
     schema: Json
@@ -88,7 +88,7 @@ class Field:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the `input`, `select` or `textarea`; those with None are left out."""
+        """Attributes of the HTML element of the field; attributes that are None are omitted."""
         attributes: dict[str, Any] = {"required": "required" if self.is_required else None}
         if self.kind == NUMBER:
             attributes |= {
@@ -116,7 +116,7 @@ class Field:
 
     @cached_property
     def _labels(self) -> dict[str, str]:
-        """The values to choose from as JSON, each with its label; empty if there is no choice."""
+        """The options of the field, as JSON -> label; empty if the field has no options."""
         return {_text(value): label for value, label in options(self.schema)}
 
     @property
@@ -124,7 +124,9 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with its typed or chosen value; empty without one. Raises ValueError."""
+        """The property with the value from the form, as an object; empty if an optional field is
+        empty. Raises ValueError.
+        """
         if texts := [text for text in self.texts if text]:
             return {self.name: self._value(texts)}
         if not self.is_required:
@@ -180,7 +182,9 @@ class Field:
 
 
 def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = None) -> list[Field]:
-    """The fields of the form, in the order of the properties; with defaults unless `typed`."""
+    """The form fields in the order of the properties, with the `typed` values or, if `typed` is
+    None, the defaults.
+    """
     form_fields = []
     for name, property_schema in schema.get("properties", {}).items():
         field_schema, is_nullable = _without_null(_resolved(property_schema, schema), schema)
@@ -198,7 +202,7 @@ def fields(schema: Json, typed: Texts | None = None, errors: Errors | None = Non
 
 
 def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
-    """The content of a form, without the empty fields, and the errors of the fields."""
+    """The JSON object from a submitted form, without empty fields, and the errors by field."""
     content, errors = Json(), Errors()
     for form_field in fields(schema, texts):
         try:
@@ -209,8 +213,8 @@ def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
 
 
 def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Errors]:
-    """Splits errors by path, such as `content.name`, into errors by property and other errors."""
-    # Longer names come first, since a name can contain a full stop.
+    """Split errors by path, such as `content.name`, into errors by property and other errors."""
+    # Longer names come first, since a name can contain a full stop: `a.b` is matched before `a`.
     names = sorted((field.name for field in fields(schema)), key=len, reverse=True)
     of_fields, others = Errors(), Errors()
     for path, messages in errors.items():
@@ -227,7 +231,9 @@ def by_property(schema: Json, errors: Errors, prefix: str) -> tuple[Errors, Erro
 
 
 def _resolved(schema: Any, root: Json) -> Json:
-    """The schema, or the part of `root` that it refers to; {} if there is no such part."""
+    """The schema with its reference into `root` resolved. A reference without a target is ignored.
+    Returns {} if the chain of references is too long.
+    """
     for _ in range(MAX_REFERENCES):
         if not isinstance(schema, dict):
             return {}
@@ -243,7 +249,7 @@ def _resolved(schema: Any, root: Json) -> Json:
 
 
 def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
-    """The schema without the alternative null, and whether it has this alternative."""
+    """The schema without null as an alternative, and whether it allows null."""
     kinds = schema.get("type")
     if isinstance(kinds, list) and "null" in kinds and len(kinds) == 2:
         (kind,) = (name for name in kinds if name != "null")
@@ -265,7 +271,7 @@ def _text(value: Any) -> str:
 
 
 def _number(text: str) -> Any:
-    """A number from a form; forms that JSON does not allow, such as 07 and .5, are accepted."""
+    """A number from a form. Notations that JSON does not allow, such as 07 and .5, are accepted."""
     try:
         return _loads(str(Decimal(text)))
     except InvalidOperation:
@@ -275,7 +281,7 @@ def _number(text: str) -> Any:
 
 
 def _in_utc(text: str) -> str:
-    """A time in the format of a field for a date and time."""
+    """A time in UTC, in the format of a field for dates and times; other text is unchanged."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (ValueError, OverflowError):
@@ -283,7 +289,7 @@ def _in_utc(text: str) -> str:
 
 
 def _with_zone(text: str) -> str:
-    """A time in RFC 3339; a date and time without a zone is taken as UTC."""
+    """A time in RFC 3339; a date and time without a zone is interpreted as UTC."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -292,7 +298,7 @@ def _with_zone(text: str) -> str:
 
 
 def errors_of(error: Exception) -> dict[str, Any]:
-    """Field -> its errors. Raises `error` again if it is not about the fields of a form."""
+    """The errors by field. Raises `error` again if it is not about the fields of a form."""
     errors = from_exception(error).members.get("errors")
     if not errors:
         raise error
@@ -303,17 +309,17 @@ def sentence_of(errors: Mapping[str, Any]) -> str:
     return " ".join(f"{sentence[:1].upper()}{sentence[1:]}" for sentence in sentences(errors))
 
 
-# --- the input of a task: fields by its agent's schema, or one JSON text -------------------
+# --- the input of a task: fields from its agent's schema, or one JSON text -----------------
 
 
 @dataclass(frozen=True)
 class InputForm:
-    """The typed input, in fields or as one JSON text, and the errors of the input."""
+    """The input of a task, typed into fields or as one JSON text, and the errors by field."""
 
-    # The agent's schema, as it is stored.
+    # The agent's input schema, as stored: JSON text.
     stored_schema: str
     typed: Texts = field(default_factory=dict)
-    # None if the form has fields.
+    # The input as JSON text; None if the form has fields.
     text: str | None = None
     errors: Errors = field(default_factory=dict)
 
@@ -340,7 +346,7 @@ class InputForm:
             except ValueError as error:
                 raise ValidationError({"input": [f"Not valid JSON: {error}."]}) from error
         problems = input_problems(self.stored_schema, _text(content))
-        # An error of a field replaces the errors of its value.
+        # If the text of a field is invalid, its error replaces the errors from the schema.
         if problems := problems | {f"input.{name}": messages for name, messages in errors.items()}:
             raise ValidationError(problems)
         return content
@@ -359,7 +365,7 @@ class InputForm:
 
 
 def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
-    """The input in a submitted form; `default` replaces an empty JSON text."""
+    """The input in a submitted form; `default` is used instead of an empty JSON text."""
     if "fields" in typed.get("as", ()):
         return InputForm(schema, typed)
     text = "".join(typed.get("input", ()))
@@ -367,9 +373,9 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
 
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
-    """The form with the `stored` input or the defaults.
+    """The form to show at first, with the `stored` input or the schema's defaults.
 
-    It is one JSON text if `is_text`, or if the fields can't show the input.
+    The form is one JSON text if `is_text` is true or if fields can't show the input.
     """
     by_name = {field.name: field for field in fields(_loads(schema))}
     if stored is not None:
@@ -394,7 +400,7 @@ def _loads(text: str) -> Any:
 
 
 def labels(text: str) -> dict[str, str]:
-    """The labels in a form, each as `key=value` on a line. Raises ValidationError."""
+    """The labels in a text with one `key=value` per line. Raises ValidationError."""
     lines = [line for line in lines_of(text) if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
         messages = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
@@ -404,5 +410,5 @@ def labels(text: str) -> dict[str, str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text area, which end at line feeds only."""
+    """The lines of a text area; only LF, CR and CR LF end a line."""
     return re.split("\r\n?|\n", text)

@@ -20,15 +20,15 @@ from taskservice.web import responses
 blueprint = Blueprint("search", __name__)
 
 search_query = SearchQuerySchema()
-# Parameters that are not filters.
+# Query parameters that are not filters.
 OF_PAGE = ("q", "where", "sort", "cursor")
 # Maximum number of lines of an error message on the page.
 MAX_LINES = 3
 
 
-# The tasks with hits, each with its lines, and the position at which the search continues. A line
-# is its number, or None in an error message, and its pieces: every second piece is the text that
-# was searched for.
+# The tasks with matching lines, and the position at which the search continues. A line is its
+# number, or None for a line of an error message, and the pieces of its text: every second piece is
+# a match.
 Found: TypeAlias = tuple[
     list[tuple[TaskRow, list[tuple[int | None, list[str]]]]], search.End | None
 ]
@@ -36,7 +36,9 @@ Found: TypeAlias = tuple[
 
 @blueprint.get("/search")
 def show() -> Response:
-    """Show the lines of logs that contain `q`; with `where=errors`, the tasks whose error does."""
+    """Show the log lines that contain `q`, or with `where=errors` the tasks whose error message
+    contains `q`.
+    """
     if complete := without_empty_fields():
         return complete
     filters = [pair for pair in request.args.items(multi=True) if pair[0] not in OF_PAGE]
@@ -73,7 +75,7 @@ def _in_errors(selection: Selection, query: dict[str, Any]) -> Found:
 def _lines_of_error(row: TaskRow, text: str) -> list[tuple[int | None, list[str]]]:
     """The first lines of an error message that contain the text."""
     message, pattern = row.error_message or "", _pattern(text)
-    # The text may be later in the message, since `row` contains only the start of a long message.
+    # `row` contains only the start of a long message, so the text may occur later in the message.
     if not pattern.search(message) and (task := task_service.find(caller, row.id)):
         message = task.error_message or ""
     searched = ((line, pattern.search(line)) for line in message.split("\n"))
@@ -88,5 +90,5 @@ def _pieces(line: str, text: str) -> list[str]:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A pattern that matches as the database does: only for ASCII letters, case is ignored."""
+    """A pattern that ignores case only for ASCII letters, as the database does."""
     return re.compile(re.escape(text), re.ASCII | re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Sessions: a signed cookie with the ID of the key that signed in, never the key itself."""
+"""Sessions: a signed cookie with the ID of the key used to sign in, never the key itself."""
 
 import secrets
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from taskservice.database.rows import KeyRow
 from taskservice.errors import Problem
 from taskservice.web.request import SPACE
 
-# The session contains its end too, so that a copied cookie is not valid for longer.
+# The session also contains its end, so that a copied cookie can't be used for longer.
 LIFETIME = timedelta(days=7)
 
 
 def resume_session() -> bool:
-    """Set the caller of this request, and `g.signed_in`: the key, with `user_name`.
+    """Set the caller of this request, and set `g.signed_in` to the key that signed in.
 
-    Returns False without a session or a valid key. Raises 403 for a person without a key whose name
-    the proxy sends.
+    Returns False without a session or a valid key. Raises 403 if the proxy sends the name of a
+    person who has no key.
     """
     now = clock.now()
     if current_app.config["LOGIN_HEADER"]:
@@ -37,7 +37,7 @@ def resume_session() -> bool:
 
 
 def _of_proxy(now: str) -> KeyRow | None:
-    """The key of the person in the proxy's header; None if the header is empty. Raises 403."""
+    """The key of the person that the proxy sends; None if the header is empty. Raises 403."""
     # WSGI decodes headers as Latin-1. If a header is sent twice, a comma separates its values.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
     name = sent.encode("latin-1").decode(errors="replace")
@@ -82,7 +82,7 @@ def create_once(create: Callable[[str], Any]) -> Any:
 
 
 def check_form() -> None:
-    """Raises Problem 403 unless this form is from a page of this session."""
+    """Raises Problem 403 unless this form was rendered for this session."""
     submitted = request.form.get("token", "").encode()
     is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
     if is_foreign or not secrets.compare_digest(submitted, form_token().encode()):
@@ -91,7 +91,7 @@ def check_form() -> None:
 
 
 def form_key() -> KeyRow:
-    """The key in the form. Raises the same 401 for all invalid keys."""
+    """The key in the form. Raises 401 with the same message for all invalid keys."""
     return valid_key(request.form.get("key", "").strip(), clock.now())
 
 
@@ -106,5 +106,5 @@ def begin_session(key: KeyRow) -> None:
     set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
-    # The end does not change, although each change of the session renews the cookie.
+    # The end of the session stays the same, although each change of the session renews the cookie.
     session["until"] = clock.now(LIFETIME.total_seconds())

@@ -27,7 +27,7 @@ def enter() -> Response:
             return redirect_to_page(path, "tasks.list_all")
         except Problem as error:
             problem = error
-    # A visitor who has signed in in another window does not need the form.
+    # A visitor who is already signed in does not need the form.
     if "signed_in" in g and (problem is None or problem.status != 401):
         return redirect_to_page(path, "tasks.list_all")
     response = page("sign_in.html", problem.status if problem else 200, next=path, problem=problem)
@@ -37,10 +37,10 @@ def enter() -> Response:
 
 @links.route("/<path:token>", methods=["GET", "POST"])
 def enter_by_link(token: str) -> Response:
-    """Show a page whose form signs in, so that a preview of the link does not use the link."""
+    """Show a form that signs in, so that the GET of a link preview does not use the link."""
     require_own_sign_in()
     if request.method == "POST":
-        # A form of another site is sent without the cookie that contains the form's token.
+        # A form on another site is sent without the session cookie, so its token is rejected.
         check_form()
         begin_session(sign_in_links.use(token))
         return redirect_to("tasks.list_all")

@@ -1,4 +1,4 @@
-"""The list of tasks; the task page, for users and for links; and the forms of both."""
+"""The task list, the task page for users and for links, and their forms."""
 
 import hashlib
 import shlex
@@ -45,27 +45,28 @@ from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_link
 
 MAX_CHILDREN = 50
-# The width of the waterfall, in SVG units.
+# The width of the waterfall chart, in SVG units.
 WIDTH = 1_000
-# The bar of a running task grows in steps, so that the page of a long task seldom changes.
+# The time scale of running tasks grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
-# Maximum number of differences of two tasks that are shown, and of characters of a value.
+# Maximum number of differences between two tasks on a page, and of characters in a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# The last new lines are shown; earlier new lines are folded. New lines at the end of the log are
-# folded too, since the page shows them above: only a few other lines are between them.
+# Number of new lines that are shown. Earlier new lines are collapsed, as are new lines at the end
+# of the log, since the log above shows them.
 SHOWN_LINES = 20
+# Maximum number of known lines between two new lines at the end of the log.
 MAX_KNOWN_BETWEEN = 3
-# No end is expected for a task that would take longer than this, in seconds.
+# Maximum duration in seconds of a task whose expected end is shown.
 LONGEST = 366 * 86_400
 
 
 def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
-    """The expected end of a running task, by its progress or the usual duration of its agent."""
+    """The estimated end of a running task, by its progress or its agent's usual duration."""
     if task.status != terms.RUNNING or task.claimed_at is None:
         return None
     if open_questions(task.questions) or task.hanging_since:
-        # It is unknown when a person will answer, or when the task will no longer hang.
+        # It is unknown when a person will answer, or when the task will stop hanging.
         return None
     progress = float(task.progress or 0)
     if progress > 0:
@@ -76,7 +77,7 @@ def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
 
 
 def _waterfall(children: Sequence[TaskRow]) -> dict[str, Any] | None:
-    """The chart of a task's first children over time: the start and the width of each bar."""
+    """The waterfall chart of a task's first children: the start and the width of each bar."""
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
@@ -88,7 +89,7 @@ def _waterfall(children: Sequence[TaskRow]) -> dict[str, Any] | None:
     bars = []
     for child in shown:
         x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
-        # The bars of running tasks end at the right edge, which is the current time.
+        # The bars of running tasks end at the right edge of the chart, which is the current time.
         end = round(_seconds(start, child.finished_at) * scale) if child.finished_at else WIDTH
         # The bar of a short task has a minimum width, so that it is visible.
         bars.append({"task": child, "x": min(x, WIDTH - 4), "width": max(4, end - x)})
@@ -100,27 +101,28 @@ def _seconds(since: str, until: str) -> float:
 
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
-    """The differences between a task and the last good run: part, key, and both values.
+    """The differences of a task from the last good run: (part, key, value, value in the good run).
 
     A value is JSON text, or empty if the key is missing.
     """
     differences = []
     for part in ("Labels", "Input", "Output"):
         of_task, of_good = (_values(getattr(run, part.lower())) for run in (task, good))
-        # Members that are missing in the output of a failed run mean nothing.
+        # A failed run often lacks parts of its output, so only keys that both outputs contain are
+        # compared.
         is_output = part == "Output"
         keys = [key for key in of_task if key in of_good] if is_output else of_task | of_good
         for key in keys:
             pair = of_task.get(key, ""), of_good.get(key, "")
             if pair[0] != pair[1]:
-                # Long values are shortened to the part around the first difference.
+                # Long values are shortened to the text around the first difference.
                 start = max(0, sum(takewhile(bool, map(eq, *pair))) - MAX_VALUE // 2)
                 differences.append((part, key, *(_shortened(text, start) for text in pair)))
     return differences
 
 
 def _shortened(text: str, start: int) -> str:
-    """The text or, if it is long, its part that begins at `start`."""
+    """The text or, if it is too long, its part from `start` on."""
     if len(text) <= MAX_VALUE:
         return text
     end = start + MAX_VALUE
@@ -128,7 +130,7 @@ def _shortened(text: str, start: int) -> str:
 
 
 def _values(text: str) -> dict[str, str]:
-    """The keys of a JSON object, and their values as JSON."""
+    """The JSON object in `text`, as key -> value in JSON."""
     loaded = strict_json.loads(text.encode())
     return {key: strict_json.canonical(value).decode() for key, value in loaded.items()}
 
@@ -141,11 +143,11 @@ managed.before_request(lambda: caller.require_full_user_key())
 rerun_schema, bulk_schema = RerunSchema(), BulkSchema()
 TOO_LATE = "The task has already ended."
 
-# A tab shows "1,000+" for this number of tasks or more.
+# Tabs count tasks up to this number, and then show "1,000+".
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
 MAX_LINES = 1_000
-# Longer lines are truncated on the screen; the download contains all of them.
+# Maximum number of characters of a line on the page; the download contains the whole line.
 MAX_LINE_LENGTH = 5_000
 
 
@@ -185,7 +187,7 @@ def list_all() -> Response:
 
 
 def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[TaskRow]:
-    """These tasks. A task whose ID is in `opened` is followed by its first children, and so on."""
+    """These tasks; those in `opened` are followed by their first children, recursively."""
     for row in rows:
         yield row
         if row.id in opened:
@@ -197,7 +199,9 @@ def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[T
 def _found(
     selection: Selection, query: dict[str, Any]
 ) -> tuple[list[Position], str | None, Position | None]:
-    """The positions of a page; the query of the next page; and the end, if the page is not full."""
+    """The positions of a page, the query of the next page, and the position at which the search
+    stopped if the page is not full.
+    """
     tasks, limit = TaskList(caller, selection), query["limit"]
     if request.args.get("sort") == filters.LONGEST_FIRST:
         positions, end = tasks.longest(limit)
@@ -241,7 +245,7 @@ def show(task_id: str) -> Response:
 
 
 def _log_end(task: TaskRow) -> str:
-    """The end of a failed task's log, which often contains the reason; empty for other tasks."""
+    """The end of a failed task's log, which often contains the reason; empty for any other task."""
     return logs.ends([task.id]).get(task.id, "") if task.error_type == terms.FAILED else ""
 
 
@@ -280,7 +284,7 @@ def show_new_lines(task_id: str) -> Response:
 
 
 def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
-    """The number of new lines that are not at the end of the log."""
+    """The number of new lines before the new lines at the end of the log."""
     following = task.log_count + 1
     for count in range(len(new), 0, -1):
         number = new[count - 1]["line"]
@@ -293,7 +297,7 @@ def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
 @blueprint.get("/tasks/<task_id>/events")
 def events(task_id: str) -> Response:
     """Server-Sent Events of the task, and of its lines after line number `after`."""
-    # A browser that reconnects sends the number of its last line.
+    # A browser that reconnects sends the number of the last line that it received.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     task = tasks.get(caller, task_id)
     # Viewers of a link have no session.
@@ -345,7 +349,7 @@ def redeliver(task_id: str) -> Response:
 
 @managed.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    """A shell command that sends the newest webhook, signed now. Raises 409 without a webhook."""
+    """A shell command that sends the newest webhook, signed now. Raises 409 if there is none."""
     task = tasks.get(caller, task_id)
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
@@ -355,14 +359,16 @@ def webhook(task_id: str) -> Response:
     options = [f"--header {shlex.quote(header)}" for header in headers]
     url, body = shlex.quote(webhook.url), shlex.quote(webhook.body.decode())
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
-    # The body is sent through a pipe, since an argument of a program has at most 128 KiB.
+    # The body is piped to curl, since Linux limits an argument of a program to 128 KiB.
     command = f"printf %s {body} |\n  " + " \\\n  ".join(parts) + "\n"
     return Response(command, mimetype=TEXT)
 
 
 @managed.route("/tasks/<task_id>/links", methods=["GET", "POST"])
 def show_links(task_id: str) -> Response:
-    """Show the links, or create a link. No redirect, since only this response shows its URL."""
+    """Show the links, or create a link. A POST is not redirected, since only its response shows the
+    URL.
+    """
     task, status, url = tasks.get(caller, task_id), 200, ""
     if request.method == "POST":
         days = min(max(request.form.get("days", terms.LINK_DAYS, int), 0), terms.MAX_LINK_DAYS)
@@ -384,7 +390,7 @@ public = Blueprint("shared", __name__, url_prefix="/shared")
 public.before_request(require_link)
 
 
-# Any path matches, so that a link with an appended text gets the page for invalid links.
+# `path` matches slashes too, so that a link with appended text gets the page for invalid links.
 @public.get("/<path:token>")
 @shared
 def show_by_link(task_id: str) -> Response:
@@ -421,7 +427,7 @@ def rerun(task_id: str) -> Response:
 
 
 def _rerun(task: TaskRow, input_form: InputForm) -> Response:
-    """Start the rerun, only once for a form with the same fields. Raises 422."""
+    """Start the rerun; submitting the same form again starts no second rerun. Raises 422."""
     value, before = input_form.value(), strict_json.loads(task.input.encode())
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
@@ -437,20 +443,20 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
 
 
 def _label_lines(task: TaskRow) -> list[str]:
-    """The lines of the labels in the form; a value with line feeds takes several lines."""
+    """The lines of the labels in the form; a value with line breaks takes several lines."""
     pairs = strict_json.loads(task.labels.encode()).items()
     return schema_form.lines_of("\n".join(f"{key}={value}" for key, value in pairs))
 
 
-# The page that confirms and carries out an action on many tasks of a list.
+# The page to confirm an action on several tasks of the list.
 
 PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: "started again"}
 
 
 @blueprint.post("/tasks/selected")
 def change_selected() -> Response:
-    """Carry out the action on `ids`. Without `ids`, show a page whose form contains the IDs of the
-    selected tasks.
+    """Apply the action to the tasks in `ids`. Without `ids`, show a page that asks for
+    confirmation, with the IDs of the selected tasks in its form.
     """
     caller.require_user_key()
     back = "/?" + request.query_string.decode(errors="replace")
@@ -470,13 +476,13 @@ def _confirm(back: str) -> Response:
     _, selection = filters.load()
     action, has_more = request.form.get("action", ""), False
     if "all" in request.form:
-        # The IDs of the tasks that the action can change.
+        # Select all matching tasks that the action can change.
         if action == terms.CANCEL and selection.status is None:
             selection = selection._replace(status=terms.RUNNING)
         positions, end = TaskList(caller, selection).positions(None, terms.MAX_LIMIT)
         has_more = end is not None
     else:
-        # The checkbox for a whole page contains all IDs of the page.
+        # The value of the checkbox for a whole page is the IDs of all tasks on the page.
         ids = map(parse_id, " ".join(request.form.getlist("taskId")).split())
         chosen = list(dict.fromkeys(task_id for task_id in ids if task_id))
         positions = [Position("", task_id) for task_id in chosen[: terms.MAX_LIMIT]]

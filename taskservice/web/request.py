@@ -1,4 +1,4 @@
-"""Reads a request strictly, by the declaration of its operation, before the view is called."""
+"""Validates a request against the declaration of its operation before the view is called."""
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from taskservice.services import questions, tasks
 from taskservice.terms import API_PREFIX, MAX_IDEMPOTENCY_KEY
 from taskservice.user_slots import UserSlots
 
-# URLs and hosts from clients, which can contain anything.
+# URLs and host names that clients send.
 
 
 def url_parts(url: str) -> SplitResult:
@@ -39,15 +39,15 @@ def url_parts(url: str) -> SplitResult:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether this host, a name or address without port and brackets, is this machine."""
+    """Whether this host, a name or address without port and brackets, is a loopback address."""
     try:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
 
 
-# The spaces to strip from the value of a header. Since the bytes of a header are decoded as
-# Latin-1, `strip()` would also remove the bytes A0 and 85, which can be parts of UTF-8 characters.
+# The whitespace to strip from the value of a header. The bytes of a header are decoded as Latin-1,
+# so `strip()` would also remove the bytes A0 and 85, which can be parts of UTF-8 characters.
 SPACE = " \t"
 
 WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
@@ -57,7 +57,8 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     """Trust the `X-Forwarded-*` headers of `hops` proxies.
 
     Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the value of the outermost
-    trusted proxy is at position `hops` from the right. Often only that proxy sets `-Prefix`.
+    trusted proxy is at position `hops` from the right. If `-Prefix` has fewer values, as when only
+    the outermost proxy sets it, the first value is used.
     """
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
@@ -73,15 +74,15 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     return with_prefix
 
 
-# The declaration of a route. Its endpoint validates requests by it, and the OpenAPI document is
-# made from it.
+# The declaration of an operation. It validates the requests, and the OpenAPI document is generated
+# from it.
 
 JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
 # The content of a body: a schema for a JSON object, a list of one schema for an array, a media type
-# for text. A tuple lists alternatives. A mapping contains the schema of any other media type.
+# for text. A tuple lists alternatives. A mapping contains the schemas of other media types.
 Body: TypeAlias = Schema | list[Schema] | str
 Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
@@ -92,8 +93,8 @@ class Operation:
 
     name: str
     query: Schema = field(default_factory=EmptySchema)
-    # `body` is loaded and passed to the view. A body of `reads` is loaded by the view, and can have
-    # up to the setting MAX_BODY bytes instead of MAX_SMALL_BODY.
+    # A `body` is loaded before the view is called. With `reads`, the view loads the body, which can
+    # have up to MAX_BODY bytes (a setting) instead of MAX_SMALL_BODY.
     body: Schema | None = None
     reads: Content = None
     # Names of request headers that the operation reads, and of headers in its successful responses.
@@ -101,15 +102,15 @@ class Operation:
     response_headers: Sequence[str] = ()
     # The content of successful responses, by status.
     responses: Mapping[int, Content] = field(default_factory=dict)
-    # The error codes that not all operations share.
+    # The error codes that this operation can return in addition to the errors of all operations.
     errors: Sequence[str] = ()
-    # Whether the operation needs no key. Its view then has no argument `caller`.
+    # Whether the operation can be called without a key. Its view then has no argument `caller`.
     is_public: bool = False
     # Whether the operation rejects agent keys.
     user_key: bool = False
     # Whether the operation rejects read keys even though its method is GET.
     full_access: bool = False
-    # The example of a response: text, or the members that differ from the schema's example.
+    # An example response: text, or the members that differ from the schema's example.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
 
@@ -119,7 +120,9 @@ def is_optional(schema: Schema) -> bool:
 
 
 def by_media_type(content: Content) -> dict[str, Any]:
-    """Media type -> its schema, a list of one schema, a tuple of alternatives; None for text."""
+    """Media type -> its schema: a list of one schema for an array, a tuple for alternatives, None
+    for text.
+    """
     if content is None:
         return {}
     if isinstance(content, Mapping):
@@ -134,24 +137,24 @@ def by_media_type(content: Content) -> dict[str, Any]:
 
 View = Callable[..., Response]
 
-# Request header -> the response headers that it causes.
+# Request header -> the response headers that belong to it.
 _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied", "Retry-After"]}
 
 
 def ignore_dates() -> None:
-    """Remove the headers with dates, since Werkzeug fails at some dates, such as huge years."""
-    # `Range` is removed too: without its `If-Range` it must not be used.
+    """Remove headers with dates, since some dates, such as huge years, make Werkzeug fail."""
+    # `Range` is removed too, since it would apply unconditionally without its `If-Range`.
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
 
 
-# Maximum size of a body in bytes, unless the operation reads large bodies: twice the largest input.
+# Maximum size of a body in bytes, unless the operation has `reads`: twice the largest input.
 MAX_SMALL_BODY = 2 * 1024 * 1024
 # Maximum size of a body in bytes if the request needs no key.
 MAX_BODY_WITHOUT_KEY = 64 * 1024
 
-# A larger body needs a slot, since parsing it takes memory of up to 25 times its size. The batches
-# of `taskservice run` are smaller.
+# A body with more bytes needs a slot, since parsing it can take 25 times its size in memory. The
+# batches of `taskservice run` are smaller.
 LARGE_BODY = 640 * 1024
 _TOO_MANY = "Too many large requests at once; try again later"
 large_body_slots = UserSlots(2, 3.0, _TOO_MANY)
@@ -160,7 +163,7 @@ _arriving_slots = UserSlots(16, 3.0, _TOO_MANY, per_user=8)
 
 
 def large_json_slot(data: bytes) -> AbstractContextManager[None]:
-    """Hold a slot while this JSON is parsed, if parsing it takes much memory. Raises 503."""
+    """Hold a slot while this JSON is parsed, if parsing takes much memory. Raises 503."""
     return _slot(len(data) > LARGE_BODY or strict_json.has_many_containers(data))
 
 
@@ -174,10 +177,10 @@ def _slot(is_large: bool, slots: UserSlots = large_body_slots) -> AbstractContex
 class Endpoint:
     """Calls a view with the arguments that its operation declares.
 
-    These are the `caller`, the IDs in the path, and `query` and `body` if the operation has schemas
-    for them. If a response can be replayed, `sent` is the body before it was loaded. If the
-    operation has `reads`, `data` is the body as received. Raises 400, 403, 404, 406, 412, 413, 415,
-    422 and 503.
+    The arguments are the `caller`, the IDs in the path, and `query` and `body` if the operation has
+    schemas for them. If the response can be replayed, `sent` is the JSON of the body before the
+    schema loads it. If the operation has `reads`, `data` is the body as received. Raises 400, 403,
+    404, 406, 412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -247,10 +250,10 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
 
 
 def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:
-    """A decorator that makes a view an Endpoint; it takes the arguments of Operation.
+    """A decorator that turns a view into an Endpoint; it takes the fields of an Operation.
 
-    `content` is the content of status 200, if no other status means success. The response headers
-    that the request `headers` cause are added.
+    `content` is the content of a 200 response, unless `responses` is given. Response headers that
+    belong to the request `headers` are added.
     """
     headers = fields.get("headers", ())
     responses = fields.pop("responses", {200: content})
@@ -264,7 +267,7 @@ def operation(name: str, content: Content = None, **fields: Any) -> Callable[[Vi
 def canonical(path: Mapping[str, str]) -> dict[str, str]:
     """The IDs in a path in their canonical form; raises 404 for invalid UUIDs."""
     return {
-        # An agent's ID is chosen by its user, and PostgreSQL cannot store NUL.
+        # An agent's ID can be any text, but PostgreSQL cannot store NUL.
         name: text.replace("\0", "\ufffd")
         if name == "agent_id"
         else require_id(name.removesuffix("_id"), text)
@@ -273,7 +276,7 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_link() -> None:
-    """Get the task's ID for a route of a link from the link, not from the path. Raises 404."""
+    """Replace the token of a link in the path by the ID of the task. Raises 404."""
     path = request.view_args or {}
     authenticate_link(path.pop("token"))
     path["task_id"] = caller.task_id
@@ -312,8 +315,9 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 
 def json_value(data: bytes, schema: Schema) -> Any:
-    """The body `data` as strict JSON for `schema`; raises 400, 415 and 422."""
-    # A missing body counts as `{}`, and so do null and empty JSON, which some clients send instead.
+    """The body `data` as strict JSON, not yet loaded by `schema`; raises 400, 415 and 422."""
+    # A missing body counts as `{}`. Some clients send null or an empty JSON body instead, which
+    # count as `{}` too.
     if not data and not request.content_type:
         return {}
     _require_json()
@@ -337,7 +341,7 @@ def _require_json() -> None:
 
 
 def _check_no_body() -> None:
-    """Raises 400 and 422 unless the body, of any type, is empty, null or `{}`."""
+    """Raises 400 or 422 unless the body is empty, null or `{}`, whatever its content type."""
     if data := _received():
         with large_json_slot(data):
             if (body := _parsed(data)) is not None:
@@ -373,11 +377,12 @@ def _received() -> bytes:
     if not (size or is_chunked):
         return b""
     if is_chunked:
-        # Werkzeug silently truncates a chunked body to this limit.
+        # Werkzeug silently truncates a chunked body to this limit; the extra byte shows that the
+        # body is too long.
         this.max_content_length = limit + 1
     elif size > limit:
         raise RequestEntityTooLarge
-    # The thread may wait for the body until the time limit of a request.
+    # Receiving the body can take until the time limit of a request.
     end_shared_reading()
     with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
         data = this.get_data(cache=False)
@@ -400,14 +405,14 @@ def quality(media_type: str) -> float:
     return max(map(request.accept_mimetypes.quality, variants))
 
 
-# The sessions of the dashboard. They are in this module because Flask opens one for each request,
-# even to the API.
+# The sessions of the dashboard. They are in this module because Flask opens a session for each
+# request, even for requests to the API.
 
 _NO_SESSION = NullSession()
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, in a cookie whose path is this service; the API has no sessions."""
+    """Flask's sessions, in a cookie for the path of this service; the API has no sessions."""
 
     def open_session(self, app: Flask, request: flask.Request) -> SecureCookieSession | None:
         is_api = request.path.startswith(f"{API_PREFIX}/")

@@ -1,4 +1,4 @@
-"""Responses, which can be streams; and the tasks and fields that a query string selects."""
+"""Creates responses and streams, and reads the query strings that select tasks and fields."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ PIECE_BYTES = 64 * 1024
 
 
 class FastResponse(Response):
-    """A response that skips Werkzeug's copy of the headers if they are complete, or for a 304."""
+    """A response for which Werkzeug does not copy complete headers, nor the headers of a 304."""
 
     # A response without a body has no content type.
     default_mimetype = None
@@ -57,7 +57,7 @@ def dump(
     *,
     many: bool = False,
 ) -> Response:
-    """A response with a row, or several with `many`, as JSON by a schema."""
+    """A JSON response with a row, or with several rows if `many`, dumped by a schema."""
     return json(schema.dump(row, many=many), status, headers)
 
 
@@ -66,7 +66,7 @@ def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 
 
 class LongListSlots(UserSlots):
-    """Slots for long lists without `limit`, so that threads remain for other requests."""
+    """Slots for long lists without `limit`, so that some threads remain free for other requests."""
 
     def __init__(self, threads: int) -> None:
         refusal = "Too many long lists at once; try again later, or use `limit`"
@@ -79,7 +79,7 @@ def array(pages: Iterable[Sequence[Any]]) -> Response:
 
 
 def whole_list(texts: Iterable[bytes]) -> Response:
-    """A list without `limit`. While the list is streamed, it holds a slot. Raises 503."""
+    """A list without `limit`. A stream of the list holds a slot until it ends. Raises 503."""
     return stream(texts, slots=resources.find(LongListSlots))
 
 
@@ -100,7 +100,7 @@ def page_url(path: str) -> str:
 
 
 def replayed_header(replayed: bool) -> dict[str, str]:
-    """The header that marks the response to a repetition with the same `Idempotency-Key`."""
+    """The header that marks the response to a repeated request with the same `Idempotency-Key`."""
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
@@ -111,7 +111,7 @@ def is_conditional(shape: Shape) -> bool:
 
 
 def not_modified(seen: TaskRow, shape: Shape) -> Response | None:
-    """A 304 if the caller already has this version of the task, otherwise None."""
+    """A 304 if the client already has this version of the task, otherwise None."""
     headers = _version_headers(seen, shape)
     known = request.environ["HTTP_IF_NONE_MATCH"]
     if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(seen, shape)):
@@ -120,7 +120,9 @@ def not_modified(seen: TaskRow, shape: Shape) -> Response | None:
 
 
 def versioned_task(row: TaskRow, shape: Shape) -> Response:
-    """A task with its ETag. If the shape has logs, the row must be from `logs.get_task`."""
+    """A response with a task and its ETag. If the shape has logs, the row must be from
+    `logs.get_task`.
+    """
     if shape.expand:
         return task(row, shape)
     headers = _version_headers(row, shape)
@@ -141,7 +143,8 @@ def _version_headers(seen: TaskRow, shape: Shape) -> Headers:
 def _etag(seen: TaskRow, shape: Shape) -> str:
     if seen.questions == NO_QUESTIONS:
         return f"{seen.version}-{shape.version}"
-    # With the number of open questions, since a question can expire without a new version.
+    # The ETag contains the number of open questions, since a question can expire without a new
+    # version.
     return f"{seen.version}-{shape.version}-{len(open_questions(seen.questions))}"
 
 
@@ -152,7 +155,9 @@ def stream(
     media_type: str = JSON,
     slots: UserSlots | None = None,
 ) -> Response:
-    """A response of one piece, or a stream of several pieces, which holds one of the `slots`."""
+    """A response of one piece, or a stream of several pieces, which holds one of the `slots` until
+    it ends.
+    """
     pieces = _in_pieces(texts)
     first, second = next(pieces), next(pieces, None)
     if second is None:
@@ -168,7 +173,7 @@ def stream(
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in fewer and larger pieces, since each piece takes a system call to send."""
+    """The texts joined into larger pieces, since each piece takes a system call to send."""
     waiting, size = [], 0
     for text in texts:
         waiting.append(text)
@@ -179,11 +184,11 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(waiting)
 
 
-# The query string of a list: the tasks, their fields, and the page.
+# The query string of a list, which selects the tasks, their fields and the page.
 
 
 def shape(caller: Caller, query: dict[str, Any]) -> Shape:
-    """The shape that a query string selects. Raises 422 for fields that a link does not show."""
+    """The fields and expansions in a query string. Raises 422 for fields that a link hides."""
     if caller.task_id:
         names = query.get("fields", SHARED_FIELDS)
         if "expand" in query or not set(names) <= set(SHARED_FIELDS):

@@ -1,4 +1,4 @@
-"""Responses that wait for a change, for `Prefer: wait=s` (RFC 7240), and event streams."""
+"""Long polling by `Prefer: wait=s` (RFC 7240), and event streams."""
 
 import re
 import socket
@@ -33,14 +33,17 @@ MAX_SECONDS = 60
 CLIENT_CHECK_SECONDS = 2.0
 # If a preference is repeated, the first one counts.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
-# Seconds after which a client that got no slot should retry: a hundred such clients take 1% of a
+# Seconds after which a client that got no slot should retry. A hundred such clients take 1% of a
 # CPU.
 RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
-    """The result of `read`: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
-    # An invalid preference is ignored. Only 9 digits are parsed: Python rejects thousands of them.
+    """The result of `read`. With `Prefer: wait`, `read` is repeated until its result `is_enough` or
+    the time is over.
+    """
+    # An invalid preference is ignored. Only 9 digits are parsed, since Python can't parse a number
+    # with thousands of digits.
     wait = _WAIT.search(request.environ.get("HTTP_PREFER", ""))
     seconds = min(int(wait[1].lstrip("0")[:9] or 0), MAX_SECONDS) if wait else 0
     if not seconds:
@@ -63,10 +66,12 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
 def within(
     seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False
 ) -> tuple[T, bool]:
-    """The result of `read` as soon as it `is_enough`, or after `seconds`; and whether it waited.
+    """The result of `read` as soon as it `is_enough` or `seconds` have passed, and whether the call
+    waited.
 
-    It does not wait without a free slot, and stops waiting if it loses its slot or the client
-    disconnects. It holds no database connection. Raises 401 as soon as the key is invalid.
+    The call does not wait if no slot is free, and stops waiting if it loses its slot or the client
+    disconnects. While it waits, it holds no database connection. Raises 401 as soon as the key is
+    invalid.
     """
     result = read()
     if not seconds or is_enough(result):
@@ -81,7 +86,8 @@ def within(
             return result, False
         with watch.watching():
             while True:
-                # With `by_time`, the result can change while the database does not.
+                # With `by_time`, the result can change with time, even if the database does not
+                # change.
                 if by_time or watch.changes != since:
                     since = watch.changes
                     result = read()
@@ -91,7 +97,8 @@ def within(
                 if remaining <= 0 or resources.stopping.is_set():
                     break
                 watch.wait(since, min(remaining, CLIENT_CHECK_SECONDS))
-                # Checked before the next `read`, which may claim a task for the client.
+                # The key and the connection are checked before the next `read`, which may claim a
+                # task.
                 if not is_valid():
                     raise not_found("link") if caller.task_id else invalid_key()
                 if slot.is_over or not is_client_connected():
@@ -100,8 +107,8 @@ def within(
 
 
 def _key_check() -> Callable[[], bool]:
-    """A function that checks that the request's key is valid; it reads the key only after changes
-    of the database.
+    """A function that checks whether the request's key is still valid; it reads the key only if the
+    database has changed.
     """
     watch = resources.find(Watcher)
     since, expires_at = None, ""
@@ -120,7 +127,7 @@ def _key_check() -> Callable[[], bool]:
 
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-    """Hold a slot, and replace the thread of this request in the pool; None without a free slot."""
+    """Hold a slot, and start a thread that replaces the waiting thread; None if no slot is free."""
     slots = resources.find(WaitSlots)
     slot = WaitSlot(caller.user_id, is_stream, caller.key_id if caller.task_id else "")
     if not slots.acquire(slot):
@@ -136,13 +143,14 @@ def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
-    """The task that the caller claims, or None; and whether it was claimed by an earlier request
-    with the same key. Raises 404.
+    """The task that the caller claims, or None; and whether an earlier request with the same key
+    claimed the task. Raises 404.
     """
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
         # This read is cheap, whereas a claim waits for the write lock. An earlier request with the
-        # same key, whose connection was lost, can still be waiting and claim the task first.
+        # same key may still be waiting although its connection was lost, and may claim the task
+        # first.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
         worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
@@ -165,11 +173,11 @@ def is_client_connected() -> bool:
 
 # A stream of a task's changes, as Server-Sent Events.
 
-# After this time without an event, a comment is sent, so that proxies do not close the stream.
+# Seconds without an event after which a comment is sent, so that proxies do not close the stream.
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
-# Columns that never change, or only at an append: their changes cause no `task` event.
+# Columns whose changes cause no `task` event: they never change, or they change at each append.
 _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
@@ -178,8 +186,8 @@ WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"
 SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
-# Seconds after which a client should retry. The number of streams is limited, since each has a
-# thread.
+# Seconds after which a client that got no stream should retry. The number of streams is limited,
+# since each stream takes a thread.
 STREAM_RETRY_SECONDS = 5
 HEADERS = {"X-Accel-Buffering": "no"}
 
@@ -191,9 +199,11 @@ def follow(
     *,
     has_times: bool = False,
 ) -> Response:
-    """A stream of a task's changes, while the key is valid and `is_allowed()`. Raises 503."""
+    """A stream of a task's changes; it ends when the key is invalid or `is_allowed()` is false.
+    Raises 503.
+    """
     if request.method == "HEAD":
-        # An iterator, since an empty string would set Content-Length.
+        # The body is an iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
     stack = ExitStack()
     slot = stack.enter_context(_slot(is_stream=True))
@@ -208,13 +218,13 @@ def follow(
 def _text(
     events: Iterator[bytes | None], slot: WaitSlot, is_allowed: Callable[[], bool]
 ) -> Iterator[bytes]:
-    """The events while the client has access, and comments while nothing changes."""
+    """The events until the client loses access, with comments while nothing changes."""
     is_key_valid = _key_check()
     sent_at = checked_at = time.monotonic()
     for event in events:
         if slot.is_over or (event is None and not is_client_connected()):
             return
-        # A stream can last for days, in which the key can be revoked.
+        # A stream can last for days, and the key can be revoked during this time.
         if time.monotonic() - checked_at >= CLIENT_CHECK_SECONDS:
             if not (is_allowed() and is_key_valid()):
                 return
@@ -228,9 +238,9 @@ def _text(
 def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    A `task` event is first, after each change that is not only of the log, and last. Yields None
-    if nothing changes between two checks of the client. Deleting the task, and the end of the
-    process, end the iterator too.
+    `task` events are sent first, after each change other than new lines, and last. Yields None if
+    nothing changes between two checks of the client. The iterator also ends when the task is
+    deleted or the process stops.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
@@ -247,11 +257,12 @@ def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]
                 return
             if shown is None:
                 yield _task(row)
-                # With a number after the last line, the next lines would be skipped.
+                # If `after` were greater than the number of the last line, new lines would be
+                # skipped.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
-            # The log was removed by retention or with the task: the next read of the task shows
-            # which.
+            # If retention or the deletion of the task has removed the log, the next read of the
+            # task shows which.
             with suppress(LogDropped):
                 for page in logs.pages(row, after):
                     lines = page.timed_lines()
