@@ -185,7 +185,7 @@ class Spool:
             on_error.pop_all()
 
     def put(self, text: bytes, at: int) -> None:
-        """Add whole lines; `at` is their time, in milliseconds since 1970. Never blocks."""
+        """Add whole lines with the time `at`, in milliseconds since 1970. Does not wait."""
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)
