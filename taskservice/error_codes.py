@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-# If several codes have the same status, the first of them is the default.
+# If several codes have the same status, the first code is the default.
 
 
 class Code(NamedTuple):

@@ -11,17 +11,17 @@ _DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
 
 
 def plural(count: int, noun: str, plural_noun: str = "") -> str:
-    """`1 line`, `2,000 lines`."""
+    """A number with its noun, such as `1 line` or `2,000 lines`."""
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
 def percent(share: float) -> str:
-    """A share from 0 to 1, to the nearest percent; for example, 2 of 3 are `67%`."""
+    """A share from 0 to 1 as a percentage, rounded to a whole number, such as `67%`."""
     return f"{floor(share * 100 + 0.5)}%"
 
 
 def percent_done(progress: str | float) -> str:
-    """A task's progress from 0 to 1 in percent; rounded down, so that only 1 is `100%`."""
+    """A task's progress from 0 to 1 as a percentage, rounded down so that only 1 is `100%`."""
     return f"{int(Decimal(str(progress)) * 100)}%"
 
 
@@ -55,6 +55,6 @@ def typed_seconds(text: str) -> int | None:
 
 
 def typed(seconds: int) -> str:
-    """A duration in the form that a user types, in the largest unit that divides it."""
+    """A duration as a user types it, in the largest unit that divides it, such as `90m`."""
     unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
     return f"{seconds // _UNITS[unit]}{unit}"

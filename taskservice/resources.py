@@ -14,11 +14,11 @@ EXTENSION = "taskservice"
 
 
 def replace_thread() -> None:
-    """Start a server thread that replaces this request's thread; the server sets this function."""
+    """Start a thread that replaces this request's thread; the server overrides this function."""
 
 
 def provide(app: Flask, resource: object) -> None:
-    """Let `find` return `resource` for its class in `app`."""
+    """Store `resource` in `app`, so that `find` returns it for its class."""
     app.extensions.setdefault(EXTENSION, {})[type(resource)] = resource
 
 
@@ -59,7 +59,7 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Call `callback` when the process begins to stop, or now if it already has; must be quick."""
+    """Call `callback`, which must be quick, when the process begins to stop, or now if it has."""
     _callbacks.append(callback)
     if stopping.is_set():
         callback()
@@ -68,7 +68,7 @@ def on_stop(callback: Callable[[], None]) -> None:
 def begin_stop() -> None:
     """Set `stopping` and run the callbacks; a signal handler must not call this function.
 
-    It could interrupt the same function, and wait for a lock that its own thread holds.
+    The handler could interrupt this function, and wait for a lock that its own thread holds.
     """
     stopping.set()
     for callback in _callbacks:

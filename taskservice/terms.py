@@ -52,7 +52,7 @@ QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
 # The responses of a person to a question.
 ACCEPT, DECLINE = "accept", "decline"
 
-# A hook's state, and its formats, of which the last three are for people.
+# A hook's state, and the formats of its messages. The last three formats are for people.
 ACTIVE, OFF = "active", "off"
 HOOK_STATES = (ACTIVE, OFF)
 STANDARD, NTFY, SLACK, MAIL = "standard", "ntfy", "slack", "mail"
@@ -63,7 +63,7 @@ HOOK_FORMATS = (STANDARD, *PEOPLE_FORMATS)
 OK, BROKEN = "ok", "broken"
 AGENT_STATES = (OK, BROKEN)
 
-# The message of a task that failed without a message.
+# The error message of a task whose agent reported no message.
 NO_MESSAGE = "The agent reported an error"
 
 # The kinds of items that need attention, the most urgent first.
@@ -78,7 +78,7 @@ ATTENTION = (
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
-# What an API key may do.
+# The access that an API key gives.
 FULL, READ = "full", "read"
 ACCESSES = (FULL, READ)
 
@@ -117,26 +117,26 @@ MAX_OBJECT = 1024 * 1024
 # Maximum number of writers of a task, since a single transaction deletes the rows of all writers.
 MAX_WRITERS = 1_000
 MAX_OPEN_QUESTIONS = 8
-MAX_ATTEMPTS = 50  # the number of attempts, the newest, that are stored for a delivery
+MAX_ATTEMPTS = 50  # only the newest attempts of a delivery are stored
 MAX_HOOKS = 50
-# Maximum number of links to a task, and the default and maximum number of days they are valid.
+# Maximum number of links to a task, and the default and maximum number of days until they expire.
 MAX_LINKS = 50
 LINK_DAYS = 7
 MAX_LINK_DAYS = 90
-MAX_MUTE_DAYS = 90  # the longest mute of an agent
+MAX_MUTE_DAYS = 90  # the maximum duration of a mute
 MAX_AFTER = 10  # the maximum number of failures in a row before a hook is notified
 MAX_LABELS = 16
 # Maximum timeout of a task or a question, and the default timeout of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
 QUESTION_TIMEOUT = 86_400
-# Limits of `maxDuration` in the expectations of an agent, in seconds.
+# Minimum and maximum of an agent's `maxDuration`, in seconds.
 MIN_DURATION, MAX_DURATION = 60, 30 * 86_400
-# Maximum number of tasks on a page of the list, and in a request that changes several tasks.
+# Maximum number of tasks on a page of a list, and in a request that changes several tasks.
 MAX_LIMIT = 1_000
 # Maximum and default number of lines on a page of a log.
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
-DEFAULT_HITS = 100  # the default number of hits of a search
+DEFAULT_HITS = 100  # the default number of hits on a page of a search
 # A webhook contains the last lines of the log, up to this number of lines and of bytes.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
@@ -156,7 +156,7 @@ def label_problem(key: str, value: object) -> str | None:
     return None
 
 
-# Parses HTTP headers of other programs, whose values can be invalid.
+# These functions parse HTTP headers of other programs, which can be invalid.
 
 
 def http_date(text: str) -> datetime | None:
@@ -191,7 +191,7 @@ class McpClient(NamedTuple):
     name: str
     title: str
     file: str | None  # the configuration file for the lines; None if they are a command
-    lines: str  # with URL for the address of `/mcp`, and KEY for the name of the variable
+    lines: str  # URL stands for the address of `/mcp`, and KEY for the variable
 
     @property
     def where(self) -> str:

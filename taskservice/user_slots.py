@@ -1,4 +1,4 @@
-"""Limits costly work of a process, so that one user can't use all of its capacity."""
+"""Limits costly work of a process, so that one user can't use all its capacity."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class UserSlots:
         self._count, self._per_user = count, per_user
         self.wait_seconds, self._refusal = wait_seconds, refusal
         self._changed = Condition()
-        # The ID of the user of each slot that is in use.
+        # The ID of the user who holds each used slot.
         self._holding: list[str] = []
         self._waiting = set[str]()
 

@@ -1,4 +1,4 @@
-"""Two months of tasks of eight agents, as the lines of an export, with fixed random numbers."""
+"""Two months of tasks of eight agents, as the lines of an export, from a fixed random seed."""
 
 import io
 import random
@@ -69,12 +69,12 @@ Of {count} sources, {used} were useful.
 
 
 class History:
-    """The tasks of a user until now."""
+    """The history of a user's tasks."""
 
     def __init__(self, user_id: str, days: int = DAYS, long_log: int = LONG_LOG_LINES) -> None:
         self._user_id, self._now = user_id, datetime.now(UTC)
         self._days, self._long_log = days, long_log
-        self._random = random.Random(8)  # noqa: S311 - the same numbers each time
+        self._random = random.Random(8)  # noqa: S311 - reproducible
         self._tasks: list[tuple[str, list[bytes]]] = []
 
     def store(self) -> None:
@@ -100,7 +100,7 @@ class History:
         yield _line("end", tasks=len(self._tasks))
 
     def _set_states(self) -> None:
-        """After the import: the report is late, and the backup hangs."""
+        """Mark the imported report agent as late, and the imported backup as hanging."""
         due, began = self._last(7), self._last(2)
         late = rfc3339(due + timedelta(seconds=EXPECTED[REPORT]["grace"]))
         longest = timedelta(seconds=EXPECTED[BACKUP]["maxDuration"])
@@ -123,7 +123,7 @@ class History:
             )
 
     def _last(self, hour: int) -> datetime:
-        """The last time at this hour, at least two hours ago."""
+        """The most recent time at this hour, in UTC, that is at least two hours ago."""
         at = datetime.combine(self._now, time(hour), UTC)
         return at if self._now - at >= timedelta(hours=2) else at - timedelta(days=1)
 
@@ -178,7 +178,7 @@ class History:
             "answer": None,
             "answeredBy": None,
         }
-        # A question follows the line of its task.
+        # The line of a question follows the line of its task.
         self._tasks[-1][1].insert(1, _line("question", **question))
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
@@ -200,7 +200,7 @@ class History:
         self._add(BACKUP, began, seconds, "", log, {"rows": sum(rows), "megabytes": megabytes})
 
     def _add_report(self, began: datetime) -> None:
-        # The last run is missing, so that the agent is late.
+        # The last run is left out, so that the agent is late.
         if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
@@ -230,7 +230,7 @@ class History:
         if began >= self._now - timedelta(hours=1):
             return
         log = [f"{supplier}: {products} prices" for supplier, products in SUPPLIERS.items()]
-        # The last task has not failed, so that the agent is not broken.
+        # The last task must not fail, so that the agent is not broken.
         if self._days_ago(began) > 1 and self._random.random() < 0.06:
             self._add(PRICES, began, 31, "", log[:-1], {}, error=UNAVAILABLE)
             return
@@ -259,7 +259,7 @@ class History:
         output = {"minutes": minutes, "megabytes": minutes * self._random.randrange(18, 26)}
         name = f"Recording {began:%d %B}"
         if self._days_ago(began) % 20 == 3 and began.hour == 15:
-            # The computer went to sleep.
+            # The story is that the computer went to sleep.
             silence = "Its agent sent nothing for 15 minutes"
             self._add(VIDEO, began, 1_020, name, log[:2], {}, error=silence, error_type=TIMEOUT)
             return
@@ -315,7 +315,8 @@ class History:
     ) -> str:
         """Add a task that was active for `seconds`.
 
-        The lines of its log are evenly spaced in time, and end with the error of a failed task.
+        The lines of its log are evenly spaced in time. If the task failed, the last lines are the
+        error.
         """
         ended = began + timedelta(seconds=seconds)
         is_running = status == "running"

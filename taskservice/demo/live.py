@@ -1,4 +1,4 @@
-"""Three live agents of the demo: one progresses, one asks, and one sometimes fails."""
+"""Three live agents of the demo: one reports progress, one asks, and one sometimes fails."""
 
 import random
 import threading
@@ -14,11 +14,11 @@ STOP_SECONDS = 1.0
 
 
 class LiveAgents:
-    """The agents, each in a thread that ends with the program."""
+    """Runs each agent in a daemon thread."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._random = random.Random()  # noqa: S311 - it protects nothing
+        self._random = random.Random()  # noqa: S311 - not for security
         self._stopping = threading.Event()
         works = (self._encode, self._release, self._watch_prices)
         self._threads = [
@@ -30,7 +30,7 @@ class LiveAgents:
             thread.start()
 
     def stop(self) -> None:
-        """Let the agents send their last lines; an agent that asks does not end."""
+        """Give the agents a second to send their last lines. An agent that asks does not end."""
         self._stopping.set()
         end = time.monotonic() + STOP_SECONDS
         for thread in filter(threading.Thread.is_alive, self._threads):

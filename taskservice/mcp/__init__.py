@@ -1,4 +1,4 @@
-"""The Model Context Protocol at `/mcp`: agents as tools, tasks, questions as forms."""
+"""The Model Context Protocol at `/mcp`: agents are tools, and questions are forms."""
 
 from flask import Flask
 

@@ -30,13 +30,13 @@ def handle() -> Response:
         data = json_bytes()
         with large_json_slot(data):
             call = protocol.read_call(data)
-        # The request log gets the method and the tool, since all requests have the same path.
+        # Log the method and the tool, since all requests have the same path.
         name = call.params.get("name")
         tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
         request_log.add_details(method=call.method[:MAX_LOGGED], **tool)
         if call.is_notification:
-            # All are ignored. `notifications/cancelled` must not end a task, since clients send it
-            # for finished calls too.
+            # Notifications are ignored. `notifications/cancelled` must not end a task, since
+            # clients send it for finished calls too.
             return FastResponse(status=202)
         if caller.agent_id is not None or call.method not in OF_READ_KEYS:
             caller.require_full_access()

@@ -1,4 +1,4 @@
-"""The methods of the Model Context Protocol, by the version of the client."""
+"""The methods of the Model Context Protocol, for each protocol version."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +50,7 @@ def update_task(call: Call) -> dict[str, Any]:
 
 
 def cancel_task(call: Call) -> dict[str, Any]:
-    """Cancel a task. A finished task is not changed."""
+    """Cancel a task; a finished task stays as it is."""
     try:
         reports.cancel(caller, _task_id(call))
     except Problem as problem:

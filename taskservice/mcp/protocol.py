@@ -1,4 +1,4 @@
-"""Reads a request by JSON-RPC 2.0 and MCP: its message and its headers; and their errors."""
+"""Reads the message and the headers of a request, as JSON-RPC 2.0 and MCP specify."""
 
 import base64
 import re
@@ -29,7 +29,7 @@ class RpcError(Exception):
 
 
 MODERN = "2026-07-28"
-# The protocol versions in which a client first calls `initialize`, newest first.
+# The protocol versions in which the first call is `initialize`, newest first.
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 VERSIONS = (MODERN, *LEGACY)
 
@@ -38,20 +38,20 @@ CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 TASKS = "io.modelcontextprotocol/tasks"
 
-# Method -> the parameter that the header `Mcp-Name` repeats.
+# By method: the parameter that the header `Mcp-Name` repeats.
 NAMED_BY = {"tools/call": "name"}
 NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId")
 
 
 class Call(NamedTuple):
-    """A JSON-RPC request; without an ID, a notification, which gets no result."""
+    """A JSON-RPC request, or a notification, which has no ID and gets no result."""
 
     method: str
     params: dict[str, Any]
     id: Any
     is_notification: bool
     is_modern: bool = False
-    # The client's capabilities; empty for the LEGACY versions, whose calls do not contain them.
+    # The client's capabilities. They are empty for the LEGACY versions, whose calls omit them.
     capabilities: Mapping[str, Any] = {}
 
     @property
@@ -64,12 +64,12 @@ class Call(NamedTuple):
 
     @property
     def takes_forms(self) -> bool:
-        """Whether the client shows forms to a person; an empty capability means forms."""
+        """Whether the client shows forms to a person; an empty capability includes forms."""
         modes = self.capabilities.get("elicitation")
         return isinstance(modes, dict) and (not modes or "form" in modes)
 
 
-# Maximum size of a call without its arguments and answers.
+# Maximum size of a call in bytes, without its arguments and answers.
 MAX_KEPT = 64 * 1024
 
 
@@ -91,14 +91,14 @@ def read_call(data: bytes) -> Call:
         raise RpcError(INVALID_REQUEST, "The body must be one JSON-RPC 2.0 request")
     params = value.get("params", {})
     others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
-    # The members other than arguments and answers remain in memory while the call waits.
+    # All members except arguments and answers remain in memory while the call waits.
     if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
         raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
     return Call(value["method"], params, value.get("id"), "id" not in value)
 
 
 def with_era(call: Call, headers: Headers) -> Call:
-    """The call with its protocol era and the client's capabilities. Raises RpcError."""
+    """The call with `is_modern` and the client's capabilities. Raises RpcError."""
     meta, version = call.meta, _header(headers, "MCP-Protocol-Version")
     if VERSION_KEY not in meta and version in (None, *LEGACY):
         return call
@@ -137,7 +137,7 @@ def _decoded(value: str | None) -> str | None:
     try:
         return base64.b64decode(match[1], validate=True).decode()
     except ValueError:
-        # The value can't be decoded: return a text that equals no name, since names have no NUL.
+        # Return a text that can't be a name, since a name contains no NUL.
         return "\0"
 
 

@@ -26,7 +26,7 @@ REFUSED = (Problem, ValidationError)
 def reason(error: Exception) -> str:
     """The reason for an error that a model can correct. Raises any other error again."""
     problem = problems.from_exception(error)
-    # A model can correct requests that are not found, invalid, or not possible at present.
+    # A model can correct a request with an unknown ID, an invalid request and a conflict.
     if problem.status not in (404, 409, 422):
         raise error
     if errors := problem.members.get("errors"):
@@ -36,14 +36,14 @@ def reason(error: Exception) -> str:
     return f"{problem.detail}{text}."
 
 
-# The action of a person who closes a form without an answer, and can answer later.
+# The action if a person closes a form without an answer. The person can answer later.
 CANCEL = "cancel"
 
 _answer_schema = AnswerQuestionSchema()
 
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """The ID of each question -> the form (elicitation) that a client shows for the question."""
+    """By ID: the form (elicitation) that a client shows for each question."""
     return {
         question["id"]: {
             "method": "elicitation/create",
@@ -58,7 +58,7 @@ def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRow:
-    """Answer a question by `fields`: the `action`, and the `content` if the action is `accept`.
+    """Answer a question with `fields`: `action`, and `content` if the action is `accept`.
 
     Raises 404, 409 and 422.
     """
@@ -69,7 +69,7 @@ def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRo
 def answer_forms(task_id: str, responses: Any) -> set[str]:
     """Answer questions of a task; returns the IDs of questions whose form was closed unanswered.
 
-    `responses` maps IDs of questions to forms. IDs of other questions than the task's are ignored.
+    `responses` maps IDs of questions to forms. An ID is ignored if the task has no such question.
     Raises 404, and 422 if an answer is rejected; the other answers are stored nevertheless.
     """
     if not isinstance(responses, dict):
@@ -82,7 +82,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
             closed.add(question_id)
         elif response is not None:
             fields = response if isinstance(response, dict) else {}
-            # Some clients send an empty content with other actions too.
+            # Some clients send an empty `content` with other actions too.
             names = ("action", "content") if fields.get("action") == ACCEPT else ("action",)
             known = {name: fields[name] for name in names if name in fields}
             try:
@@ -94,9 +94,9 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     return closed
 
 
-# Maximum bytes of an output, and of the lines of a log, in a result.
+# Maximum size in bytes of an output, or of the lines of a log, in a result.
 MAX_TEXT = 32 * 1024
-# Maximum characters of a line and of an error in a result, and of a status message.
+# Maximum lengths in characters: a line and an error in a result, and a status message.
 MAX_SHOWN_LINE = 1_000
 MAX_SHOWN_ERROR = 8_000
 MAX_STATUS_MESSAGE = 200
@@ -104,7 +104,7 @@ LINES_WHILE_RUNNING = 5
 LINES_OF_ERROR = 20
 
 POLL_MS, SLOW_POLL_MS = 2_000, 10_000
-# The age from which a task is polled less often.
+# The age of a task after which clients should poll it less often.
 SLOW_POLL_AFTER_SECONDS = 600.0
 
 WAITING = "waits for a worker"
@@ -122,7 +122,7 @@ ASK_NEXT = (
 def tool_result(
     structured: dict[str, Any], text: str | None = None, *, is_error: bool = False
 ) -> dict[str, Any]:
-    """The result of a tool, as text and as structured content: some clients show only one."""
+    """The result of a tool, as text and as structured content. Some clients show only one form."""
     if text is None:
         text = strict_json.dumps(structured).decode()
     result = {"content": [{"type": "text", "text": text}], "structuredContent": structured}
@@ -132,7 +132,7 @@ def tool_result(
 def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
     """The result of a tool that started a task or waited for one.
 
-    `no_worker` is a message that is set if no worker of the agent is running.
+    `no_worker` is a message for the case that no worker of the agent is running, otherwise None.
     """
     if task.status == RUNNING:
         return _running_result(task, no_worker)
@@ -187,7 +187,7 @@ def error_of(task: TaskRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | N
 
 
 def summary(task: TaskRow) -> dict[str, Any]:
-    """A task in a list."""
+    """A task as an item of a list."""
     fields = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
     optional["hangingSince"] = task.hanging_since
@@ -199,7 +199,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
     if task.error_type == CANCELLED:
         return {**_polling(task), "status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
-        # The state of a failed task is `completed` too: `failed` means that the call itself failed.
+        # A failed task is `completed` too: in MCP, `failed` means that the call itself failed.
         result = {"resultType": "complete", **tool_result_of(task)}
         return {**_polling(task), "status": "completed", "result": result}
     questions = open_questions(task.questions) if call.takes_forms else []
@@ -208,7 +208,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
 
 
 def working_state(task: TaskRow) -> dict[str, Any]:
-    """The state of a running task, with its question, note or last line as the message."""
+    """The state of a running task; the message is its question, its note or its last line."""
     if questions := open_questions(task.questions):
         message = f"asks: {questions[0]['message']}"
     else:
@@ -240,9 +240,10 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
 
 
 def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], int]:
-    """The lines after the line number `after`, or the last lines, and the number of the last one.
+    """At most 32 KiB of lines, and the number of the last of these lines.
 
-    The lines have at most 32 KiB.
+    The first line is the line after the number `after`; if `after` is None, the lines are the last
+    lines of the log.
     """
     if after is None:
         lines = logs.last_lines(task, count, MAX_TEXT)

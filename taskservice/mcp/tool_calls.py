@@ -45,25 +45,25 @@ Result = dict[str, Any]
 # Maximum number of agents with a tool, since clients send all tools to their model with each
 # request. The tool `start_task` can start the other agents.
 MAX_AGENTS = 64
-# Maximum number of other agents whose IDs are listed.
+# Maximum number of agents without a tool that the description of `start_task` lists.
 MAX_OTHERS = 64
 MAX_NAME = 40
-# The number of characters of the `_` and the digest in the name of a tool, and of the part before.
+# The lengths of the two parts of a tool's name: `_` with the digest, and the part before.
 DIGEST = 7
 BEGINNING = MAX_NAME - DIGEST
-# The characters that an ID can contain and the name of a tool can't.
+# The characters that the ID of an agent can contain, but the name of a tool can't.
 _INVALID = re.compile("[^a-z0-9_]")
 
 
 def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
-    """The ID of each of these agents -> the name of its tool, if it has one.
+    """By the ID of an agent: the name of its tool. Agents that get no tool are left out.
 
-    All agents of the user count, even those without a tool. Otherwise a name could pass from one
-    agent to another, which a client with cached tools, or a prompt, would then start. A name that
-    is possible for two agents is not used.
+    A name is not used if it is possible for two agents of the user, even if one of them gets no
+    tool. Otherwise, the name could pass from one agent to the other, and a client with cached tools
+    would start the wrong agent.
     """
     names = [name for agent in agents for name in _possible_names(agent.id)]
-    # A user can have very many agents: read only those for which one of the names is possible.
+    # A user can have very many agents, so read only agents that can have one of these names.
     beginnings = {name[:length] for name in names for length in (BEGINNING, -DIGEST)}
     ids = agent_service.ids_with_beginnings(caller, beginnings, BEGINNING)
     claims = Counter([*FIXED, *(name for agent_id in ids for name in _possible_names(agent_id))])
@@ -77,7 +77,7 @@ def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
 
 
 def _possible_names(agent_id: str) -> tuple[str, str]:
-    """The name of an agent's tool without a digest, and with one."""
+    """The possible names of an agent's tool: without and with a digest."""
     plain = _INVALID.sub("_", agent_id)
     digest = hashlib.sha256(agent_id.encode()).hexdigest()
     return plain, f"{plain[:BEGINNING]}_{digest[: DIGEST - 1]}"
@@ -100,7 +100,7 @@ def definitions() -> list[dict[str, Any]]:
 def _definition(name: str, agent: AgentRow) -> dict[str, Any]:
     hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
     if hints.get("readOnlyHint"):
-        # This hint is only for tools that change something.
+        # `destructiveHint` has a meaning only for tools that change something.
         hints.pop("destructiveHint", None)
     return {
         "name": name,
@@ -184,13 +184,13 @@ def _idempotency_key(call: Call) -> str | None:
 
 
 def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -> Result:
-    """The result when the task has ended or asks a question, or after `seconds`."""
+    """Wait at most `seconds` until the task has ended or asks a question; returns the result."""
     task = _wait(
         task_id,
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
-    # A client that shows forms gets a form for each question, unless the form was closed before.
+    # A client that shows forms gets a form for each question, except forms that were closed before.
     questions = [row for row in open_questions(task.questions) if row["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}
@@ -303,7 +303,7 @@ def fixed_tool(
     input=_argument("object", "The input of the task."),
 )
 def start_task(call: Call, arguments: Arguments) -> Result:
-    """Starts a task of any agent and returns immediately, with its taskId."""
+    """Starts a task of any agent, and returns its taskId immediately."""
     task_id = _start(call, arguments["agentId"], arguments.get("input", {}))
     return _result_of(task_service.get(caller, task_id))
 
@@ -316,12 +316,10 @@ def start_task(call: Call, arguments: Arguments) -> Result:
     input=_argument("object", "The input of the new task; by default the same."),
 )
 def rerun_task(call: Call, arguments: Arguments) -> Result:
-    """Starts a new task like an earlier task and returns immediately, with the taskId of the new
-    task.
-    """
+    """Starts a new task like an earlier task, and returns the new taskId immediately."""
     task_id = require_id("task", arguments["taskId"])
     labels = strict_json.loads(task_service.get(caller, task_id).labels.encode())
-    # If the task has the maximum number of labels already, this label is left out.
+    # If the task already has the maximum number of labels, the label is not added.
     body = {"labels": labels | LABELS if len(labels) < MAX_LABELS else labels}
     if "input" in arguments:
         body["input"] = arguments["input"]
@@ -344,8 +342,8 @@ def rerun_task(call: Call, arguments: Arguments) -> Result:
     ),
 )
 def wait_task(call: Call, arguments: Arguments) -> Result:
-    """Waits until the task has ended or asks a question, at most `seconds`. Call it again
-    while the status is running.
+    """Waits until the task has ended or asks a question, at most `seconds`. Call this
+    tool again while the status is running.
     """
     task_id = require_id("task", arguments["taskId"])
     if "requestState" in call.params:
@@ -365,12 +363,12 @@ def wait_task(call: Call, arguments: Arguments) -> Result:
         maximum=1 << 53,
     ),
     limit=_limit(
-        MAX_LINES, LAST_LINES, "Maximum number of lines; a result has at most 32 KiB of them."
+        MAX_LINES, LAST_LINES, "Maximum number of lines; their maximum total size is 32 KiB."
     ),
 )
 def read_log(call: Call, arguments: Arguments) -> Result:
-    """Reads lines of a task's log: the last lines, or the lines after number `after`. To read
-    on, pass `next` as `after`.
+    """Reads lines of a task's log: the last lines, or the lines after line number `after`. To
+    continue, pass `next` as `after`.
     """
     task = task_service.get(caller, require_id("task", arguments["taskId"]))
     after = int(_number(arguments, "after", 0)) if "after" in arguments else None
@@ -379,7 +377,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     return results.tool_result(page)
 
 
-# The status in a call -> filters, one for each list that contains tasks of this status.
+# By status: the filters of the lists that together contain the tasks with this status.
 _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     None: [{}],
     **{status: [{"status": status}] for status in STATUSES},
@@ -395,8 +393,8 @@ _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     agentId=_AGENT_ID,
     status=_argument(
         "string",
-        "Only tasks with this status; failed: those that failed or timed out; waiting: those that "
-        "no worker has claimed; hanging: those that run, or are silent, for too long.",
+        "Only tasks with this status. failed: tasks that failed or timed out; waiting: tasks that "
+        "no worker has claimed; hanging: tasks that run, or are silent, for too long.",
         enum=[status for status in _LISTS if status],
     ),
     limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),
@@ -417,7 +415,7 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
 
 
 def _newest(selection: Selection, limit: int) -> list[Position]:
-    """The positions of the newest tasks, from several searches: each stops after some time."""
+    """The positions of the newest tasks, from several searches, since each stops after a while."""
     tasks, positions, reached = TaskList(caller, selection), list[Position](), None
     for _ in range(MAX_SEARCHES):
         page, reached = tasks.positions(reached, limit - len(positions))
@@ -432,19 +430,19 @@ def _newest(selection: Selection, limit: int) -> list[Position]:
     ["text"],
     text=_argument(
         "string",
-        "What a line must contain, literally; ASCII letters match in any case.",
+        "Text that a line must contain, not a pattern; the case of ASCII letters is ignored.",
         minLength=1,
         maxLength=MAX_SEARCHED_TEXT,
     ),
     agentId=_AGENT_ID,
     status=_argument("string", "Only tasks with this status.", enum=list(STATUSES)),
     limit=_limit(MAX_HITS, HITS, "Maximum number of lines."),
-    cursor=_argument("string", "`next` of the result to continue."),
+    cursor=_argument("string", "`next` of the previous result."),
 )
 def search_logs(call: Call, arguments: Arguments) -> Result:
-    """Finds the lines that contain a text, in the logs of all tasks, newest task first. A result
-    with `next` stopped before the end, even if it has no lines: pass `next` as `cursor`. Read the
-    lines around one with read_log.
+    """Finds the lines that contain a text, in the logs of all tasks, newest task first. If the
+    result contains `next`, even without lines, the search is incomplete: to continue, pass `next`
+    as `cursor`. To read the lines around a match, call read_log.
     """
     limit = int(_number(arguments, "limit", HITS))
     query = _search_query.load({**arguments, "limit": str(limit)})

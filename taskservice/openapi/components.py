@@ -71,8 +71,8 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": value(
-        "Makes the request safe to repeat. A repetition with the same key and body creates and "
-        "claims nothing: it returns what the first request created or claimed, in its current "
+        "Makes the request safe to repeat. A repeated request with the same key and body creates "
+        "and claims nothing: it returns what the first request created or claimed, in its current "
         "state. The same key with another body returns 422. Deleting the task frees the key.",
         "nightly 2026-11-24",
         minLength=1,
@@ -89,7 +89,8 @@ REQUEST_HEADERS = {
         "`*`: change the task only if it exists. ETags of tasks are weak and never match.", "*"
     ),
     "If-None-Match": value(
-        "ETags of earlier responses: the request returns 304 if one is still current.", 'W/"3-0"'
+        "ETags of earlier responses: the request returns 304 if one of them is still current.",
+        'W/"3-0"',
     ),
 }
 
@@ -105,7 +106,7 @@ RESPONSE_HEADERS = {
         "absent on the last page.",
         '<?limit=50&cursor=WyI...>; rel="next"',
     ),
-    "ETag": value("The version of the response.", 'W/"3-0"'),
+    "ETag": value("The version of the content.", 'W/"3-0"'),
     "Idempotency-Replayed": value(
         "`true` if this response repeats the result of an earlier request with the same "
         "Idempotency-Key.",
@@ -122,8 +123,12 @@ RESPONSE_HEADERS = {
         "`Retry-After` instead.",
         "wait=1",
     ),
-    "X-Accel-Buffering": value("Turns off the buffering of nginx.", enum=["no"], required=True),
-    "Retry-After": value("Seconds to wait before trying again.", 2, type="integer", minimum=0),
+    "X-Accel-Buffering": value(
+        "Turns off response buffering in nginx.", enum=["no"], required=True
+    ),
+    "Retry-After": value(
+        "Seconds to wait before the request is repeated.", 2, type="integer", minimum=0
+    ),
     "WWW-Authenticate": value(
         "The authentication scheme.", enum=['Bearer realm="taskservice"'], required=True
     ),
@@ -134,10 +139,10 @@ RESPONSE_HEADERS = {
     ),
 }
 
-# Status of an error that several operations share -> the name of its component.
+# By status: the name of the component for an error that several operations share.
 REFUSALS = {
     400: "Unreadable", 401: "InvalidKey", 403: "NotAllowed", 404: "NotFound", 406: "NotAcceptable",
     408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",
     415: "WrongContentType", 422: "Invalid", 431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
 }  # fmt: skip
-ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # any request can get these
+ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # for any request

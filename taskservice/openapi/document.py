@@ -38,18 +38,18 @@ class Converter(OpenAPIConverter):
 
     def metadata2properties(self, field: Any, **kwargs: Any) -> Object:
         known: Object = super().metadata2properties(field, **kwargs)
-        # Keywords of OpenAPI 3.1 that apispec would leave out.
+        # Keywords of OpenAPI 3.1 that apispec leaves out.
         keywords = {"propertyNames", "contentMediaType"} & field.metadata.keys()
         return known | {name: field.metadata[name] for name in keywords}
 
     def dict2properties(self, field: Any, **kwargs: Any) -> Object:
-        # For values of any type apispec writes `{}`, for which Go generators use pointers.
+        # For values of any type, apispec writes `{}`, for which Go generators would use pointers.
         converted = super().dict2properties(field, **kwargs)
         return {name: value or True for name, value in converted.items()}
 
 
 def document(app: Flask, secured: str) -> Object:
-    """The document of the operations of the routes; paths under `secured` need an API key."""
+    """The OpenAPI document of the app; paths under `secured` need an API key."""
     plugin = MarshmallowPlugin()
     plugin.Converter = Converter
     spec = APISpec(
@@ -62,12 +62,12 @@ def document(app: Flask, secured: str) -> Object:
             "contact": {"name": "The operator of this service"},
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        servers=[{"url": "."}],  # relative to the document's URL, which a proxy can give a prefix
+        servers=[{"url": "."}],  # relative to the document, since a proxy can add a prefix
         security=[{"apikey": []}, {"bearer": []}],  # a request needs one of the two
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
-    # No operation refers to it: OpenAPI can't express the effect of `fields` on a response.
+    # No operation refers to this schema, since OpenAPI can't express the effect of `fields`.
     spec.components.schema("PartialTask", schema=PartialTaskSchema(partial=True))
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
@@ -159,14 +159,14 @@ def _responses(operation: Operation) -> Object:
 
 
 def _refusals(statuses: Sequence[int], codes: Sequence[str]) -> Object:
-    """Status -> the name of a shared response, or a response with the operation's error `codes`."""
+    """By status: the name of a shared response, or a response for the operation's error `codes`."""
     responses: Object = {str(status): REFUSALS[status] for status in statuses}
     for status in {error_codes.CODES[code].status for code in codes}:
         responses[str(status)] = _problem(status, codes)
     return dict(sorted(responses.items()))
 
 
-# Error code -> members that replace those in the example of the error.
+# By error code: members that replace members of the error's example.
 EXAMPLES: dict[str, Object] = {
     "invalid_key": {"detail": "API key is invalid"},
     error_codes.NOT_FOUND: {"detail": "Task's ID is not found"},
@@ -176,7 +176,7 @@ ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-A
 
 
 def _problem(status: int, codes: Iterable[str]) -> Object:
-    """The response for errors with this status, which have one of the `codes`."""
+    """The response for the errors among `codes` that have this status."""
     codes = [code for code in codes if error_codes.CODES[code].status == status]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,

@@ -13,7 +13,9 @@ from markupsafe import Markup, escape
 
 from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
 
-MAX_PATTERN = 40  # longer patterns are left out: the field's description says what is valid
+MAX_PATTERN = (
+    40  # longer patterns are left out: the description of the field explains what is valid
+)
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 
@@ -74,7 +76,7 @@ def resolved(document: Object, node: Object) -> Object:
 
 
 def response_headers(document: Object, operation: Object) -> dict[str, Object]:
-    """The headers of successful responses to an operation or webhook, without X-Request-Id."""
+    """The headers of an operation's successful responses, without X-Request-Id."""
     return {
         name: resolved(document, header)
         for status, response in operation["responses"].items()
@@ -85,7 +87,7 @@ def response_headers(document: Object, operation: Object) -> dict[str, Object]:
 
 
 def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
-    """The status and response of each error of an operation that not all operations share."""
+    """The status and response of each error, except the errors of all operations."""
     for status, response in operation["responses"].items():
         if status >= "400" and int(status) not in ALWAYS_REFUSED:
             yield status, resolved(document, response)
@@ -102,7 +104,7 @@ def pretty(value: Any) -> str:
 
 
 def curl(path: str, method: str, operation: Object) -> str:
-    """The curl command for an operation's example; it uses the variables `$URL` and `$KEY`."""
+    """The curl command for an operation's example, with the variables `$URL` and `$KEY`."""
     query = urlencode(_required(operation, "query"))
     url = path.format(**_required(operation, "path")) + (f"?{query}" if query else "")
     method_option = "" if method == "get" else f"-X {method.upper()} "
@@ -117,7 +119,7 @@ def curl(path: str, method: str, operation: Object) -> str:
 
 
 def _required(operation: Object, place: str) -> Object:
-    """Name -> example, for the parameters that a request must have."""
+    """By name: the example of each required parameter."""
     return {
         parameter["name"]: parameter["schema"]["examples"][0]
         for parameter in operation["parameters"]

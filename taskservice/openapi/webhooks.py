@@ -43,7 +43,9 @@ def webhooks(example: Object) -> Object:
     example = example | {"status": terms.COMPLETE, "output": {"sum": 15}, "endedBy": "laptop"}
     example |= {"claimedAt": examples.TIME, "finishedAt": examples.LATER}
     body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example}
-    again = "After any other response, even a redirect, or none in time, it is sent again later."
+    again = (
+        "The webhook is sent again later, even after a redirect, or if no response arrives in time."
+    )
     hours = MAX_RETRY_AFTER / 3600
     retry_after = {
         "description": f"Seconds until the next attempt, or its date; at most {hours:g} h ahead.",

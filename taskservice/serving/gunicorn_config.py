@@ -7,7 +7,7 @@ from taskservice.terminal import exit_with_error
 
 keep_owner_permissions()
 try:
-    # gunicorn reads its settings from the module's globals.
+    # gunicorn reads its settings from the globals of this module.
     globals().update(gunicorn_settings(Config.from_environment()))
 except ConfigError as error:
     exit_with_error(str(error), 2)

@@ -42,7 +42,7 @@ _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
     errors.ExpectationFailed: (417, "The only supported expectation is 100-continue"),
     errors.LimitRequestHeaders: (431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: (501, "The only supported transfer coding is chunked"),
-    # An application's own malformed headers are not the client's fault.
+    # The application sent the malformed headers, not the client.
     errors.InvalidResponseHeader: _INTERNAL,
     errors.InvalidResponseHeaderName: _INTERNAL,
     errors.ConfigurationProblem: _INTERNAL,
@@ -51,7 +51,7 @@ _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
 
 
 def check_head(request: Request) -> None:
-    """Raises gunicorn's ParseException for headers that gunicorn accepts but does not interpret."""
+    """Raises gunicorn's ParseException for an invalid Host or Transfer-Encoding that it accepts."""
     host = None
     for name, value in request.headers:
         if name == "HOST":
@@ -93,7 +93,7 @@ def checked_chunks(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def as_response(problem: Problem, method: str | None, request_id: str) -> bytes:
-    """The bytes of the response, after which the connection closes; no body for HEAD."""
+    """The bytes of the response, which closes the connection. There is no body for HEAD."""
     content = body(problem, request_id)
     headers = {
         "Date": http_date(),
@@ -115,7 +115,7 @@ def refuse(sock: socket.socket, client: Any, error: BaseException, request: Requ
     """Refuse a request because of `error`, without calling the application."""
     problem = problem_of(error)
     method = request.method if request else None
-    # The application counts all other requests; it did not see this one, or did not respond.
+    # Count the request here, since the application counts only requests to which it responds.
     metrics.requests.add(None, method or "", problem.status, 0.0)
     extra = request_log.log_extra(request.headers if request else ())
     if problem.status == 500:

@@ -26,19 +26,20 @@ from taskservice.operations import metrics, request_log
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
-# Connections of a server process, in addition to streams and waits.
+# Maximum connections of a server process, in addition to streams and waiting requests.
 MAX_CONNECTIONS = 500
 MEMORY_DIRECTORY = Path("/dev", "shm")
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def gunicorn_settings(config: Config) -> dict[str, object]:
-    """The values of gunicorn's settings by name, except those with gunicorn's defaults."""
+    """The values of gunicorn's settings, by name; other settings have gunicorn's defaults."""
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
         # Otherwise garbage collection would write to the memory that the processes share.
         gc.freeze()
-        # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
+        # Choose the slot before the fork, so that the worker inherits it. The slot of a dead worker
+        # is free again.
         taken = {other.slot for other in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
         worker.more_threads = config.WAITS
@@ -53,7 +54,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
     return {
         "bind": config.BIND,
-        # For a Unix socket: a proxy needs the service's group to connect.
+        # Only the service's user and group can connect to a Unix socket.
         "umask": 0o007,
         "workers": config.WORKERS,
         "threads": config.THREADS,
@@ -67,13 +68,13 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # More than the 60 s after which nginx closes idle connections, so that nginx never uses a
         # connection that is being closed here.
         "keepalive": 75,
-        # The time for requests in progress at a stop. Docker kills the service after 10 s, as
-        # systemd does with `deploy/taskservice.service`.
+        # Seconds for requests in progress when the service stops. Docker kills the service after
+        # 10 s, as systemd does with `deploy/taskservice.service`.
         "graceful_timeout": 8,
         # gunicorn's heartbeat is a file. In memory, it does not wait for a slow disk, and works
         # when the disk is full.
         "worker_tmp_dir": str(MEMORY_DIRECTORY) if os.access(MEMORY_DIRECTORY, os.W_OK) else None,
-        # Two services of the same user would share the socket.
+        # All services of the same user would share the control socket.
         "control_socket_disable": True,
         "limit_request_line": 8190,
         # Only the application reads X-Forwarded-*, since it knows PROXY_HOPS.
@@ -85,7 +86,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
 def return_freed_memory() -> None:
     """Return the memory of large bodies to the system, instead of reserving it for each thread."""
-    # Only glibc has this function. A fixed threshold does not grow with the freed memory.
+    # Only glibc has this function. By default, the threshold grows when large blocks are freed.
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 
@@ -101,17 +102,17 @@ def connect_application(worker: Worker) -> None:
 def listen(arbiter: Arbiter) -> None:
     """Open the listening sockets, or print one line with the reason and exit.
 
-    The exit status is 2 for a host without an address, else 1. gunicorn itself would try five
+    The exit status is 2 if the host has no address, otherwise 1. gunicorn itself would try five
     times.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
-        # systemd, or the process that this one replaces, passes its sockets on.
+        # The sockets are inherited from systemd, or from the process that this process replaces.
         return
     for address in arbiter.cfg.address:
         try:
             if isinstance(address, str):
                 kind = UnixSocket
-                # gunicorn removes any socket that it finds there.
+                # gunicorn would remove a socket at this path, even the socket of a running program.
                 with socket.socket(socket.AF_UNIX) as client:
                     if client.connect_ex(address) == 0:
                         raise OSError(errno.EADDRINUSE, "another program listens there")
@@ -126,22 +127,22 @@ def listen(arbiter: Arbiter) -> None:
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
-    """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen."""
+    """Serve until a signal, then exit with 0. If the service can't listen, exit as in `listen`."""
 
     class Application(BaseApplication):
-        """Takes its settings from `config` alone: no command line, file or GUNICORN_CMD_ARGS."""
+        """Takes settings from `config` only, not from a command line, file or GUNICORN_CMD_ARGS."""
 
         def load_config(self) -> None:
             for name, value in gunicorn_settings(config).items():
                 self.cfg.set(name, value)
 
         def load(self) -> Any:
-            # In each worker, after the fork.
+            # Each worker runs this after the fork.
             return make_app()
 
     try:
         Application(prog="taskservice serve").run()
     except KeyboardInterrupt:
-        # Ctrl-C before gunicorn has installed its signal handlers.
+        # Ctrl-C was pressed before gunicorn installed its signal handlers.
         sys.exit(130)
     sys.exit(0)

@@ -28,13 +28,13 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from taskservice import resources
 from taskservice.serving import refusals
 
-# The kernel's buffer for a response; Linux doubles the number. On loopback it would grow to 2.6 MB,
-# of which a third must be free before more is sent: a steady reader of 10 KB/s would seem to read
-# nothing for over a minute.
+# The size in bytes of the kernel's send buffer; Linux doubles it. By default, the buffer grows to
+# 2.6 MB on loopback, and more is sent only when a third of it is free. A client that reads 10 KB/s
+# would then seem to read nothing for over a minute.
 SEND_BUFFER = 128 * 1024
-# How often a thread that waits for the bytes of a request checks its deadline.
+# The interval at which a thread that waits for the bytes of a request checks the deadline.
 READ_SECONDS = 0.25
-# All threads count as held up when none has begun a request for this long.
+# If no thread has begun a request for this many seconds, all threads count as held up.
 HELD_UP_SECONDS = 0.25
 # The maximum number of bytes that a client may still send after its response, and the time for
 # them. Closing the connection earlier would reset it, and the client could not read the response.
@@ -63,10 +63,10 @@ class ThreadPool:
         return future
 
     def shutdown(self, *, wait: bool) -> None:
-        """Do nothing: gunicorn calls this at its exit, which ends the threads."""
+        """Do nothing: gunicorn calls this when the process exits, which ends the threads."""
 
     def replace_thread(self) -> None:
-        """Start a thread instead of the current one, which ends after its request."""
+        """Start a thread that replaces the current thread, which ends after its request."""
         if not self._current.is_replaced:
             resources.start_thread("pool", self._run)
             self._current.is_replaced = True
@@ -76,7 +76,7 @@ class ThreadPool:
         waiting = self._jobs.qsize()
         if waiting and time.monotonic() - self._begun_at > HELD_UP_SECONDS:
             self._extra = [thread for thread in self._extra if thread.is_alive()]
-            # Without memory for a thread, the requests wait longer.
+            # If there is no memory for a thread, the requests continue to wait.
             with suppress(RuntimeError):
                 for _ in range(min(waiting, self._max_extra - len(self._extra))):
                     self._extra.append(resources.start_thread("pool", self._run_once))
@@ -108,7 +108,7 @@ class RequestReader(SocketUnreader):
     has_head = False
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """The next bytes, or none if the client has closed. Raises a Problem: 400, 408 or 503."""
+        """The next bytes; none if the client disconnected. Raises a Problem: 400, 408 or 503."""
         while time.monotonic() < self.deadline:
             # BlockingIOError: no bytes have arrived for READ_SECONDS.
             with suppress(BlockingIOError):
@@ -126,7 +126,7 @@ class Connection(TConn):
 
     def __init__(self, send_seconds: float, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # Not Python's own timeout, with which a check whether data has arrived would wait for data.
+        # With Python's own timeout, a check whether data has arrived would wait for data.
         for option, seconds in (
             (socket.SO_RCVTIMEO, READ_SECONDS), (socket.SO_SNDTIMEO, send_seconds),
         ):  # fmt: skip
@@ -137,24 +137,24 @@ class Connection(TConn):
         self.parser.unreader = self.reader = RequestReader(self.sock)
 
     def wait_for_data(self, timeout: float) -> bool:
-        # In gunicorn, a thread would wait for a client that sends nothing.
+        # gunicorn would let a thread wait for a client that sends nothing.
         return bool(super().wait_for_data(0))
 
     def close(self, graceful: bool = False) -> None:
-        # gunicorn would wait for the client in the loop; `Worker.handle` has waited already.
+        # gunicorn would wait for the client in its event loop; `Worker.handle` has already waited.
         super().close()
 
 
 class Worker(ThreadWorker):
     """Serves requests in THREADS threads, and each request that waits in a separate thread.
 
-    The attributes are fixed, except in tests.
+    Only tests change `request_seconds` and `response_seconds`.
     """
 
-    # Signals that arrive before this process has its own handlers: its parent's handlers add them
-    # here.
+    # Signals that arrive before this process has its own handlers. The handlers inherited from the
+    # parent process add these signals.
     early_signals: SimpleQueue[int] = SimpleQueue()
-    # Where the metrics of this process are stored; no two living workers share one.
+    # The slot for the metrics of this process; each running worker has a different slot.
     slot = 0
     # The maximum number of threads in addition to THREADS, for requests that are held up.
     more_threads = 200
@@ -188,10 +188,10 @@ class Worker(ThreadWorker):
         self.cfg.set("graceful_timeout", 2)
         self.handle_exit(sig, frame)
 
-    # In the loop's thread.
+    # The thread of the event loop calls these methods.
 
     def accept(self, listener: socket.socket) -> None:
-        # Without a free descriptor there is an error, which would end gunicorn's loop.
+        # If no file descriptor is free, `accept` raises an error, which would end the event loop.
         with suppress(OSError):
             sock, client = listener.accept()
             arguments = self.cfg, sock, client, listener.getsockname()
@@ -200,28 +200,28 @@ class Worker(ThreadWorker):
             self.enqueue_req(connection)
 
     def notify(self) -> None:
-        """The loop calls this after each event, at least once a second, until it has stopped."""
+        """The event loop calls this after each event, and at least once a second."""
         super().notify()
         self.tpool.relieve()
-        # A worker without its parent stops too.
+        # A worker stops when its parent has ended.
         self.alive = self.alive and self.ppid == os.getppid()
         if self.alive and not all(thread.is_alive() for thread in self.background_threads):
-            # gunicorn starts a new worker.
+            # gunicorn replaces a worker that has ended.
             self.log.critical("A background thread has died: the worker restarts")
             self.alive = False
         if not self.alive and not resources.stopping.is_set():
             resources.begin_stop()
-            # Connections without a request get as much time as gunicorn gives other connections.
+            # Connections without a request are closed after half a second.
             until = time.monotonic() + 0.5
             for connection in [*self.keepalived_conns, *self.pending_conns]:
                 connection.timeout = min(connection.timeout, until)
 
     def run(self) -> None:
         super().run()
-        # Without connections, the loop has not called `notify` again.
+        # If there are no connections, the loop ends without another call of `notify`.
         resources.begin_stop()
 
-    # In a thread of the pool.
+    # The threads of the pool call these methods.
 
     def handle(self, conn: Connection) -> object:
         conn.reader.deadline = time.monotonic() + self.request_seconds
@@ -240,8 +240,8 @@ class Worker(ThreadWorker):
             is_kept: bool = super().handle_request(req, conn)
         except BlockingIOError as error:
             raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
-        # Read the bytes that the application has not read. gunicorn would read fewer of them, and
-        # refuse the rest again.
+        # Read the rest of the body, which the application has not read. gunicorn would read less,
+        # and would send a second response if the rest is malformed.
         conn.reader.deadline = time.monotonic() + UNREAD_SECONDS
         with suppress(Exception):
             while is_kept and req.body.read(PIECE):
