@@ -185,7 +185,7 @@ class Spool:
             on_error.pop_all()
 
     def put(self, text: bytes, at: int) -> None:
-        """Add whole lines with the time `at`, in milliseconds since 1970. Does not wait."""
+        """Add whole lines with the time `at`, in milliseconds since 1970."""
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)
