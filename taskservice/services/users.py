@@ -62,7 +62,7 @@ def get_id(connection: Connection, name: str) -> str:
 
 
 def lock(connection: Connection, user_id: str) -> None:
-    """Lock a user until this transaction ends: no other can change the user's keys and secrets."""
+    """Lock a user, so that only this transaction can change the user's keys and secrets."""
     connection.execute(select(User.id).where(User.id == user_id).with_for_update())
 
 
