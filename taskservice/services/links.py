@@ -64,7 +64,7 @@ def list_all(caller: Caller, task_id: str) -> Sequence[LinkRow]:
 
 
 def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
-    """Delete a link to a task; pages and streams that use the link soon end. Raises 404."""
+    """Delete a link to a task; pages and streams that use the link stop soon. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         this_link = (Link.task_id == task_id, Link.id == link_id)

@@ -278,7 +278,7 @@ class TaskList:
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
             return self._tasks_at(positions, shape), end
-        # One task more than the limit is read, which shows whether there is a next page.
+        # Read one task more than the limit: it shows whether there is a next page.
         rows: list[Any] = self.run(partial(_listed_statement, shape), after, count=limit + 1)
         last = rows[limit - 1] if len(rows) > limit else None
         return self._parts(rows[:limit], shape), last and Position(last.time, str(UUID(last.id)))

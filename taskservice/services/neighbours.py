@@ -31,7 +31,7 @@ def _nearest(
     """Selects similar runs before or after a task in this order, the nearest run first."""
     first = order[0]
     in_order = [column.desc() if is_before else column for column in order]
-    # The time at which the search ends is read from the index alone.
+    # To find the time at which the search ends, the database reads only the index.
     last = select(first).where(*of_this_agent, is_beyond).order_by(*in_order).limit(1)
     end = func.coalesce(
         last.offset(bindparam("skipped")).scalar_subquery(),

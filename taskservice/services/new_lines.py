@@ -74,14 +74,14 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _HEX = bytes(ord("h") if chr(code) in "0123456789abcdefABCDEF" else 0 for code in range(256))
 _H = rb"[0a-fA-F]"
 # Each pattern begins with a set of bytes or a literal, so that Python finds candidates quickly. The
-# patterns are for UUIDs and at least 16 hexadecimal digits, for hexadecimal numbers, for temporary
-# paths, and for the names of months and weekdays in dates.
+# patterns match UUIDs and at least 16 hexadecimal digits, hexadecimal numbers, temporary paths, and
+# the names of months and weekdays in dates.
 _LONG_HEX = re.compile(
     _H + _H + rb"{7}(?:-" + (_H + rb"{4}-") * 3 + _H + rb"{12}|" + _H + rb"{8,})"
 )
 _SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
 _TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-# Follows the first three letters of a name, and checks that no letter precedes these three.
+# Follows the first three letters of a name in a pattern, and checks that no letter precedes them.
 _IS_WHOLE = rb"(?<!\w.{3})"
 _MONTH = re.compile(
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"

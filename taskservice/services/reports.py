@@ -1,4 +1,4 @@
-"""Reports on tasks, cancels them, and applies an action to each of many tasks."""
+"""Applies reports to tasks, cancels a task, and cancels, deletes or reruns many tasks."""
 
 import hashlib
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ from taskservice.schemas.tasks import task_schema
 from taskservice.services import attempts, deliveries, events, questions, tasks
 
 # A report merges its output with the stored output inside its transaction if both together have at
-# most QUICK_MERGE bytes. Otherwise it merges them before the transaction, and after MAX_MERGES
-# attempts inside.
+# most QUICK_MERGE bytes. Larger outputs are merged before the transaction; after MAX_MERGES
+# attempts, they are merged inside.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -35,8 +35,8 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     if changes.get("error") is not None and changes.get("status") != terms.ERROR:
         raise invalid({"error": ["Only allowed with the status error."]})
     sent = changes.get("output") or {}
-    # A large merge happens outside of the transaction, so that other writers do not wait for it. It
-    # is repeated if another report has changed the output since.
+    # A large merge happens outside of the transaction, so that other writers do not wait for it.
+    # The merge is repeated if another report has changed the stored output since.
     size, stored, merged = len(strict_json.dumps(sent)), "", ""
     for merges in count():
         with transaction() as connection:

@@ -114,8 +114,8 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-# The columns that a heartbeat changes. The times are from the database's clock, which also decides
-# about timeouts; the clock of this machine may differ.
+# The columns that a heartbeat changes. Timeouts are checked by the database's clock, so the times
+# are from this clock; the clock of this machine may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 # The columns that describe a hang, with the values that the end of a task sets.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
@@ -193,7 +193,7 @@ class Idempotency(NamedTuple):
     def replayed(self, connection: Connection, with_key: AnySelect, **values: str) -> Any:
         """The row that a request with this key created, or None.
 
-        Raises 422 if that request had another body.
+        Raises 422 if the earlier request had another body.
         """
         if self.idempotency_key is None:
             return None
