@@ -79,7 +79,7 @@ USER_PREFIX = "tsk_user_"
 READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
-_RANDOM_LENGTH = 40  # characters from an alphabet of 62: 238 random bits
+_RANDOM_LENGTH = 40  # characters from an alphabet of 62, with 238 random bits
 # The 6 characters of the checksum are computed as three pairs, for speed.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _CHECKSUM_LENGTH = 6

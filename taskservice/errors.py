@@ -115,7 +115,7 @@ def body(problem: Problem, request_id: str) -> bytes:
     if problem.status != 401:
         # The body of a 401 is always the same, so it contains no request ID.
         members["requestId"] = request_id
-    # The errors of an array have the indexes of its items as keys, which are numbers.
+    # The keys of an array's errors are numbers: the indexes of its items.
     return orjson.dumps(members, option=orjson.OPT_NON_STR_KEYS)
 
 

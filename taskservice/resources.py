@@ -59,7 +59,7 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Call `callback`, which must be quick, when the process begins to stop, or now if it has."""
+    """Call `callback`, which must be quick, when the process begins to stop or if it has begun."""
     _callbacks.append(callback)
     if stopping.is_set():
         callback()

@@ -125,9 +125,9 @@ def add(agent_id: str, **fields: Any) -> None:
 
 
 def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, Any]:
-    """The agent's present expectations that remain, since the service replaces all of them.
+    """The agent's expectations that stay the same; they are sent again with the `changes`.
 
-    A new schedule replaces the present schedule.
+    A new schedule replaces the old schedule.
     """
     agents = {agent["id"]: agent.get("expect") or {} for agent in client.agents()}
     has_schedule = "every" in changes or "cron" in changes

@@ -139,7 +139,8 @@ def _caller(prompt: Mapping[str, Any]) -> str:
 def _message(prompt: Mapping[str, Any]) -> str:
     """The question: directory, session and tool on the first line, the rest in a code block."""
     directory = shortened(PurePath(prompt["cwd"]).name or "root", 100)
-    # Replace other characters, since a quotation mark in the name would seem to end the name.
+    # Only letters, marks, numbers and a few other characters are shown, since a quotation mark
+    # would seem to end the name.
     directory = "".join(c if category(c)[0] in "LMN" or c in " .…+@*-" else "_" for c in directory)
     session = re.sub(r"[^\w-]", "", prompt["session_id"], flags=re.ASCII)[-8:]
     tool = re.sub(r"[^\w.:/-]", "_", prompt["tool_name"][:100], flags=re.ASCII)
@@ -153,7 +154,7 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
     texts = {name: text for name, text in tool_input.items() if isinstance(text, str)}
     shown = {"command", "file_path"} & texts.keys()
     if "file_path" in shown:
-        # The path stays on one line, since the lines after it are the change.
+        # The path stays on one line, since the change begins on the next line.
         texts["file_path"] = _visible(texts["file_path"], kept=" ")
     yield from (texts[name] for name in sorted(shown))
     if {"old_string", "new_string"} <= texts.keys():
@@ -188,7 +189,7 @@ def _fenced(text: str, room: int) -> str:
 
 
 def _block(text: str) -> str:
-    """A code block with a fence that is longer than any in the text."""
+    """A code block with a fence that is longer than any fence in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 

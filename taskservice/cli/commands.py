@@ -92,7 +92,7 @@ class _CommandsOnDemand(click.Group):
 
 
 def quick_import(name: str) -> Any:
-    """Import a module quickly; call it in the main thread, before other threads start."""
+    """Import a module without garbage collection; call this before other threads start."""
     # An import creates no garbage. Without garbage collection, it takes a tenth less time.
     gc.disable()
     try:

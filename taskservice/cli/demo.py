@@ -52,7 +52,7 @@ def command(port: int, no_browser: bool) -> None:
     """
     prepare_files()
     signals: list[int] = []
-    # The handler is this short because `make` sends a second signal, which could interrupt it.
+    # The handler must be short, since `make` sends a second signal, which could interrupt it.
     _handle_signals(lambda number, _frame: signals.append(number))
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
         app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
@@ -107,9 +107,9 @@ def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser
 
 
 def _is_ready(service: subprocess.Popen[bytes], app: Flask, signals: Sequence[int]) -> bool:
-    """Wait until the service serves this data; returns false if it has ended, or must end.
+    """Wait until the service uses this database; returns false if it has ended or must end.
 
-    The port does not show this, since another program may listen on it.
+    An open port is not enough, since another program may listen on it.
     """
     while service.poll() is None and not signals:
         with app.app_context(), reading() as connection:

@@ -101,7 +101,7 @@ def _label(text: str) -> str:
 
 
 def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields whose options were given, with the whole ID of the agent for a prefix."""
+    """The fields whose options were given; a prefix of an agent's ID becomes the whole ID."""
     named = {name: value for name, value in fields.items() if value is not None}
     if agent_id := named.get("agentId"):
         warning = f"no agent {agent_id} is registered yet"

@@ -155,7 +155,7 @@ class Forwarder:
             self._due[webhook_id] = (retry_at, failures + 1, task_id)
 
     def _send(self, headers: Mapping[str, str], text: bytes) -> str:
-        """The receiver's response, or why there was none."""
+        """The receiver's response, or the type of the error if there is no response."""
         try:
             response = self._session.post(
                 self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, stream=True

@@ -55,7 +55,7 @@ def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None)
 
 
 def text(value: str) -> str:
-    """The text, if UTF-8 can encode it: arguments can contain any bytes."""
+    """The text; raises BadParameter unless it is valid in UTF-8: arguments can be any bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def text(value: str) -> str:
 
 
 def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -> str:
-    """The only ID of `ids`, which match a prefix; exits if there is none, or more than one."""
+    """The only ID that matches a prefix; exits if `ids`, the matches, are none or several."""
     if not ids:
         exit_with_error(f"No {noun} matches {prefix}", not_found)
     if len(ids) > 1:
@@ -141,7 +141,7 @@ json_object = flag("--json", "as_json", help="Print one JSON object.")
 
 
 def json_input(value: str) -> dict[str, Any]:
-    """The object in JSON, in FILE for `@FILE`, or on stdin for `@-`, with exact numbers."""
+    """The object in JSON, in a file (`@FILE`) or on stdin (`@-`), with exact numbers."""
     # Imported here, since the server commands need no runner.
     from taskservice.runner.run import parse_object
 
@@ -175,7 +175,7 @@ def _reason(data: bytes) -> str:
 
 
 def _json_or_member(value: str) -> dict[str, Any]:
-    """Like `json_input`; also an object with one string, from KEY=VALUE."""
+    """Like `json_input`, but KEY=VALUE is also accepted, as an object with one string."""
     key, equals, rest = value.partition("=")
     if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
         return {text(key): text(rest)}
@@ -231,7 +231,7 @@ class OptionOfRun(click.Option):
 def task_options(
     contact: str, timeout: Duration, cls: type[click.Option] = click.Option
 ) -> Callable[[Any], Any]:
-    """The options of a new task; `contact` must send requests, or the task times out."""
+    """The options of a new task, which times out if `contact` sends no requests."""
     in_order = (
         text_option(
             "--name", cls=cls, help="Display name of the task (default: the agent's name)."
@@ -256,13 +256,13 @@ def task_options(
 
 
 def _examples(line: str, arguments: Sequence[str]) -> str:
-    """The end of a command's help: an example for each item of `arguments`, at least the line."""
+    """The end of a command's help: an example for each item of `arguments`, or only the line."""
     examples = [f"  {line} {text}".rstrip() for text in arguments or [""]]
     return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *examples])
 
 
 def command(line: str, *arguments: str, **attributes: Any) -> Callable[..., click.Command]:
-    """A decorator that makes a command; `line` is how it is typed, before the arguments."""
+    """A decorator that makes a command; `line` is the command line without the arguments."""
     return click.command(line.split()[-1], epilog=_examples(line, arguments), **attributes)
 
 

@@ -50,7 +50,7 @@ MAX_CHOICES = 4
 
 
 def commands(task_id: str, question: Question, is_only: bool) -> tuple[list[str], str]:
-    """The commands that answer a question, with placeholders, and the command that declines it."""
+    """The commands that answer a question, with placeholders, and the command to decline it."""
     which = "" if is_only else f" --question {question['id']}"
     start = f"taskservice task answer {task_id[:LONGER_ID]}{which}"
     return [f"{start} {values}" for values in _values(question["schema"])], f"{start} --decline"
@@ -72,7 +72,7 @@ def outcome(question: Question) -> str:
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
-    """The arguments for each command: a value for a single field, else all required fields."""
+    """The arguments of each command: a value for a single field, else all required fields."""
     fields = schema["properties"]
     if not fields:
         return ["--accept"]
@@ -162,7 +162,7 @@ def answer_command(
 
 
 def _question(client: Client, task_id: str, prefix: str | None) -> Question:
-    """The question whose ID has this prefix; exits if there is none, or more than one.
+    """The question whose ID has this prefix; exits if no question or several questions match.
 
     Without a prefix: the only open question, or the last question if none is open.
     """
@@ -309,7 +309,7 @@ def _answered(
     schema: dict[str, Any] | None,
     timeout: int | None,
 ) -> Question:
-    """The answered question; without an answer the command exits."""
+    """The answered question; exits if there is no answer."""
     print_once = cache(notice)
 
     def announce(task_id: str) -> None:

@@ -99,7 +99,7 @@ def command(
 
 
 def _agent_id(agent: str | None, connection: Connection, program: str) -> str | None:
-    """The given ID, else an ID made of the program's name; None if an agent key determines it."""
+    """The given ID, else an ID from the program's name; None if an agent key determines the ID."""
     is_given = agent is not None
     if not is_given and not connection.agent_key_hint:
         file_name = Path(program).name

@@ -26,13 +26,16 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files, p
 
 
 def prepare_files() -> None:
-    """Open closed standard streams, so that no file gets descriptors 0 to 2; make files private."""
+    """Make new files private, and open closed standard streams.
+
+    Otherwise, a file could get a descriptor from 0 to 2.
+    """
     open_standard_files()
     keep_owner_permissions()
 
 
 def load_config(may_create: bool = False) -> Config:
-    """The settings, with a new secret key if `may_create`; exits with 2 if one is invalid."""
+    """The settings, with a new secret key if `may_create`; exits with 2 if a setting is invalid."""
     prepare_files()
     for name in unknown_names():
         notice(f"{name} is not a known setting; check the spelling")
@@ -59,7 +62,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def service_app(may_create: bool = False) -> Iterator[None]:
-    """The service's app context, on a migrated database; an error becomes one line."""
+    """The service's app context, with a migrated database; errors are printed as one line."""
     config = load_config(may_create)
     with one_line_errors():
         app = create_app(config, may_create)

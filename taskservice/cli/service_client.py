@@ -27,7 +27,7 @@ NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
 # The exit status for a wrong setting or an ambiguous ID; click uses it for wrong arguments.
 WRONG_USE = 2
-# The exit status if the service is unavailable. Status 1 can be the result of a command.
+# The exit status if the service is unavailable; 1 is not used, since it can be a result.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
@@ -86,7 +86,7 @@ def service_client(failure: int = 1) -> Iterator[Client]:
 
 @contextmanager
 def program_client(retry_timeout: float | None = None, failure: int = 1) -> Iterator[Client]:
-    """Like `service_client`, for a command that a program starts, or that follows a task.
+    """Like `service_client`, but for a command that a program starts or that follows a task.
 
     A call is retried for `retry_timeout` seconds; then the exit status is `failure`.
     """
@@ -115,7 +115,7 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
         code = failure
         if isinstance(error, responses.Invalid) and failure == UNAVAILABLE:
             code = WRONG_USE
-        # After 429, the service is available, but there are too many requests.
+        # Status 429 means that the service is available, but there are too many requests.
         elif isinstance(error, responses.RETRYABLE) and getattr(error, "status", 0) != 429:
             code = failure if unavailable is None else unavailable
         exit_with_error(str(error), code)
@@ -123,11 +123,12 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
 
 # A prefix of a task's ID; a whole ID has 36 characters.
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
-# A task's ID begins with this many hexadecimal digits: its start time in milliseconds.
+# The number of hexadecimal digits at the start of a task's ID that contain its start time, in
+# milliseconds.
 _TIME_DIGITS = 12
 # The ID is created shortly before the start time is read, and the clock can be set in between.
 _MARGIN_MS = 60_000
-# The times of Python end with the year 9999.
+# `datetime` supports no years after 9999.
 _MAX_MS = 253_402_214_400_000
 
 
@@ -148,7 +149,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
 
 
 def find_agent_id(client: Client, text: str, unknown: Callable[[str], object] = str) -> str:
-    """The ID of the only agent with this prefix; else calls `unknown`, and returns the text."""
+    """The ID of the only agent with this prefix; otherwise calls `unknown` and returns `text`."""
     known = [agent["id"] for agent in client.agents()]
     ids = [text] if text in known else [name for name in known if text and name.startswith(text)]
     if len(ids) > 1:

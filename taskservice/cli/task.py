@@ -251,7 +251,7 @@ PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: 
 
 
 def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Callable[..., None]:
-    """Call the command if one TASK_ID is given; otherwise change all tasks that are chosen."""
+    """Call the command if one TASK_ID is given; otherwise change all selected tasks."""
 
     @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
     @options.agent_filter
@@ -302,7 +302,7 @@ def _change_all(
     yes: bool,
     as_json: bool,
 ) -> NoReturn:
-    """Change tasks once a person confirms, and exit: with 1 if any change is refused."""
+    """Change tasks after a person confirms; exits with 1 if a change is refused, otherwise 0."""
     count = plural(len(ids), "task") + of_agent
     if ids and not yes:
         if not sys.stdin.isatty():

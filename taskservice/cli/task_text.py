@@ -121,7 +121,7 @@ def outcome(task: Task) -> str:
 
 
 def state(task: Task) -> str:
-    """The status of a task; the type of its error, `waiting` or `hanging` if that applies."""
+    """The status of a task, or `hanging`, `waiting` or the type of its error."""
     if task.data.get("hangingSince"):
         return HANGING
     if task.status == RUNNING and task.data["claimedAt"] is None:

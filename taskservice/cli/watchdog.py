@@ -10,7 +10,7 @@ from taskservice.client import Task
 from taskservice.client.http import Connection
 from taskservice.client.task import end_interrupted
 
-# The signals after Ctrl-C, at the stop of a service, and when a terminal closes.
+# Ctrl-C sends SIGINT, the stop of a service sends SIGTERM, and a closed terminal sends SIGHUP.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_RETRY_SECONDS = 86_400.0
 _ENDED = b"."
@@ -22,9 +22,9 @@ def ended_if_killed(
 ) -> Iterator[Callable[[Task], object]]:
     """Yield a function to call with a task; the task is ended unless the `with` block succeeds.
 
-    It is ended even after SIGKILL: another process waits for the end of this process, and then
-    tries for `retry_timeout` seconds, at most for a day, to end the task. If that process can't
-    be started, the block runs without it.
+    The task is ended even after SIGKILL: another process waits for the end of this process. It then
+    tries for `retry_timeout` seconds, at most for a day, to end the task. If this other process
+    can't be started, the block runs without it.
     """
     reader, writer = os.pipe()
 

@@ -66,7 +66,7 @@ class Worker:
         self._printed: type[Exception] | None = None  # the error that was last printed
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
-        """Forward a signal to the programs; claim no more tasks, unless it is for programs only."""
+        """Forward a signal to the programs; unless it is PROGRAM_ONLY, claim no more tasks."""
         if number not in PROGRAM_ONLY:
             self._stopping = True
         for run in list(self._runs.values()):
@@ -106,7 +106,7 @@ class Worker:
         return task
 
     def _register(self, **retries: Any) -> None:
-        """Print the agent whose tasks are claimed; register a new agent, and print similar IDs."""
+        """Print the agent whose tasks are claimed; register a new agent and print similar IDs."""
         # Short timeouts, so that a person soon sees whether the first request works.
         retries["timeout"] = (2.0, 3.0)
         agents = self._connection.call("GET", "/agent", responses.AGENTS, **retries).data
@@ -119,7 +119,7 @@ class Worker:
         self._is_registered = True
 
     def _pause(self, seconds: float, error: TaskServiceError | None = None) -> None:
-        """Wait; print the `error` that is the reason, and raise it if the worker stops."""
+        """Wait; print an `error` that causes the wait, and raise it if the worker stops."""
         if error is not None and type(error) is not self._printed:
             self._printed = type(error)
             notice(f"{error}; retrying")

@@ -259,7 +259,7 @@ class History:
         output = {"minutes": minutes, "megabytes": minutes * self._random.randrange(18, 26)}
         name = f"Recording {began:%d %B}"
         if self._days_ago(began) % 20 == 3 and began.hour == 15:
-            # The story is that the computer went to sleep.
+            # Simulate a computer that went to sleep.
             silence = "Its agent sent nothing for 15 minutes"
             self._add(VIDEO, began, 1_020, name, log[:2], {}, error=silence, error_type=TIMEOUT)
             return

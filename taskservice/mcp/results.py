@@ -26,7 +26,7 @@ REFUSED = (Problem, ValidationError)
 def reason(error: Exception) -> str:
     """The reason for an error that a model can correct. Raises any other error again."""
     problem = problems.from_exception(error)
-    # A model can correct a request with an unknown ID, an invalid request and a conflict.
+    # A model can correct an unknown ID (404), a conflict (409) and an invalid request (422).
     if problem.status not in (404, 409, 422):
         raise error
     if errors := problem.members.get("errors"):
@@ -43,7 +43,7 @@ _answer_schema = AnswerQuestionSchema()
 
 
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """By ID: the form (elicitation) that a client shows for each question."""
+    """The form (elicitation) that a client shows for each question, by the question's ID."""
     return {
         question["id"]: {
             "method": "elicitation/create",
@@ -122,7 +122,7 @@ ASK_NEXT = (
 def tool_result(
     structured: dict[str, Any], text: str | None = None, *, is_error: bool = False
 ) -> dict[str, Any]:
-    """The result of a tool, as text and as structured content. Some clients show only one form."""
+    """The result of a tool, both as text and as structured content: some clients show only one."""
     if text is None:
         text = strict_json.dumps(structured).decode()
     result = {"content": [{"type": "text", "text": text}], "structuredContent": structured}
@@ -132,7 +132,7 @@ def tool_result(
 def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
     """The result of a tool that started a task or waited for one.
 
-    `no_worker` is a message for the case that no worker of the agent is running, otherwise None.
+    `no_worker` is a message if the agent has no running worker, otherwise None.
     """
     if task.status == RUNNING:
         return _running_result(task, no_worker)
@@ -240,10 +240,9 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
 
 
 def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], int]:
-    """At most 32 KiB of lines, and the number of the last of these lines.
+    """Lines of a log, at most 32 KiB, and the number of the last line.
 
-    The first line is the line after the number `after`; if `after` is None, the lines are the last
-    lines of the log.
+    The lines are those after line number `after`; if `after` is None, the last lines of the log.
     """
     if after is None:
         lines = logs.last_lines(task, count, MAX_TEXT)

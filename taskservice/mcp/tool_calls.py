@@ -56,7 +56,7 @@ _INVALID = re.compile("[^a-z0-9_]")
 
 
 def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
-    """By the ID of an agent: the name of its tool. Agents that get no tool are left out.
+    """The name of each agent's tool, by the agent's ID. Agents without a tool are left out.
 
     A name is not used if it is possible for two agents of the user, even if one of them gets no
     tool. Otherwise, the name could pass from one agent to the other, and a client with cached tools
@@ -190,7 +190,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
         seconds,
         lambda seen: seen.status != RUNNING or bool(open_questions(seen.questions)),
     )
-    # A client that shows forms gets a form for each question, except forms that were closed before.
+    # A client that shows forms gets a form for each question whose form was not closed before.
     questions = [row for row in open_questions(task.questions) if row["id"] not in closed]
     if questions and call.takes_forms and not call.declares_tasks:
         forms = {"inputRequests": results.as_forms(questions), "requestState": task.id}

@@ -87,7 +87,7 @@ def response_headers(document: Object, operation: Object) -> dict[str, Object]:
 
 
 def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
-    """The status and response of each error, except the errors of all operations."""
+    """The status and response of each error, except errors that any request can get."""
     for status, response in operation["responses"].items():
         if status >= "400" and int(status) not in ALWAYS_REFUSED:
             yield status, resolved(document, response)

@@ -51,7 +51,7 @@ _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
 
 
 def check_head(request: Request) -> None:
-    """Raises gunicorn's ParseException for an invalid Host or Transfer-Encoding that it accepts."""
+    """Raise ParseException for an invalid Host or Transfer-Encoding that gunicorn accepts."""
     host = None
     for name, value in request.headers:
         if name == "HOST":

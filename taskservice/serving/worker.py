@@ -126,7 +126,7 @@ class Connection(TConn):
 
     def __init__(self, send_seconds: float, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # With Python's own timeout, a check whether data has arrived would wait for data.
+        # The kernel applies these timeouts: with Python's own timeout, a check for data would wait.
         for option, seconds in (
             (socket.SO_RCVTIMEO, READ_SECONDS), (socket.SO_SNDTIMEO, send_seconds),
         ):  # fmt: skip
