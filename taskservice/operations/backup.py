@@ -18,8 +18,8 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# The size of a step of a check, in SQLite's instructions, and of a backup, in pages. A signal, such
-# as Ctrl+C, is handled after the current step.
+# The steps of a check, in SQLite instructions, and of a backup, in pages. A signal, such as Ctrl+C,
+# is handled after the current step.
 STEP_INSTRUCTIONS = 100_000
 STEP_PAGES = 1_000
 
@@ -42,7 +42,7 @@ def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
 def _draft_of(target: Path) -> Iterator[Path]:
     """Create an empty file next to the target, which only its owner can read.
 
-    It is removed at the end unless it was renamed.
+    The file is removed at the end unless it was renamed.
     """
     descriptor, name = mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
     os.close(descriptor)
@@ -130,7 +130,7 @@ def _copy(database: Path, draft: Path) -> None:
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
-# The suffixes of the logs that SQLite applies to a database when it opens it.
+# The suffixes of the logs that SQLite applies when it opens a database.
 _LOGS = ("-wal", "-journal")
 
 
@@ -139,8 +139,8 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
 
     After an interruption, the database is either the complete old one or the complete new one.
     Returns the path at which the old database is saved, or None if there was none. Raises
-    BackupError, and changes nothing, if the backup is damaged, if the database is in use, or if it
-    exists and `replace` is false.
+    BackupError, and changes nothing, if the backup is damaged, if the database is in use, or if the
+    database exists and `replace` is false.
     """
     # If the database is a symbolic link, the file that it points to is replaced.
     database = Path(os.path.realpath(address.database or ""))

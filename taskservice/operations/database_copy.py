@@ -21,7 +21,7 @@ from taskservice.operations.health import MAX_AGE_SECONDS, is_served
 
 # The number of rows that one read loads into memory; the row of a task can take up to 2 MiB.
 READ_ROWS = 8
-# Each transaction writes the rows of this many reads.
+# The number of reads whose rows are written in one transaction.
 BATCH_READS = 125
 # The maximum wait for transactions that are writing to the copied tables.
 LOCK_SECONDS = 60

@@ -74,7 +74,7 @@ def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
     return cast(LinkRow, require(link, "link"))
 
 
-# Answer links, which are not stored. Each lets anyone answer one question, once, without a key.
+# Answer links are not stored. Each link lets anyone answer one question, once, without a key.
 
 # A token contains the ID of the question, and 128 bits of an HMAC with the service's secret key.
 _ID_BYTES, _CODE_BYTES = 16, 16

@@ -22,8 +22,8 @@ from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
-# A search ends after this many seconds or this many bytes of logs. It reads at most 64 MiB in all:
-# it may also read the next CHUNKS_PER_READ chunks of a large log, to compute their size.
+# A search ends after this many seconds or this many bytes of logs. It can read up to 64 MiB in all,
+# since it reads the next CHUNKS_PER_READ chunks of a large log to compute the size of these chunks.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
 # The maximum number of tasks that one statement reads.
