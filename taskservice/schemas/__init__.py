@@ -1,1 +1,1 @@
-"""JSON in and out: strict JSON, fields, requests and responses."""
+"""The JSON of requests and responses: strict parsing, fields and schemas."""

@@ -1,4 +1,4 @@
-"""Checks the JSON Schema of a question, and the answers against it."""
+"""Checks the JSON Schema of a question, and checks answers against the schema."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +16,7 @@ DEFAULT: dict[str, Any] = {
     "required": ["answer"],
 }
 
-# Type of a property -> the keywords that are allowed with it.
+# Maps the type of a property to the keywords that are allowed with this type.
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
     "number": {"minimum", "maximum"},
@@ -25,8 +25,9 @@ _KEYWORDS = {
     "array": {"items", "minItems", "maxItems"},
 }
 _FORMATS = ("date", "date-time", "email", "uri")
-# Maximum numbers of properties and of choices of a question, and of bytes in a property's name: a
-# form repeats the name with each of its choices, and a page has the forms of 80 questions.
+# Limits for the properties and choices of a question, and for the bytes in the name of a property.
+# They limit the size of a page with the forms of up to 80 questions; a form repeats the name with
+# each choice.
 MAX_PROPERTIES = 50
 MAX_CHOICES = 250
 MAX_PROPERTY_NAME = 200
@@ -85,20 +86,21 @@ def _are_options(options: Any) -> bool:
 
 
 def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> the errors of that member. Too slow to be called in a transaction."""
+    """The errors of an answer by path, such as `content.<name>`; too slow for a transaction."""
     closed, text = (strict_json.dumps(value).decode() for value in (_closed(schema), content))
     return problems("content", closed, text, "the question's schema")
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, which then allows no other properties, without `$schema`, which has no effect."""
+    """The schema with other properties forbidden, and without `$schema`, which has no effect."""
     keywords = {name: value for name, value in schema.items() if name != "$schema"}
     return {**keywords, "additionalProperties": False}
 
 
 def field_name(name: str) -> str:
     """The name of the form field for a property."""
-    # Browsers change some characters in the names of fields, such as line ends.
+    # The name is percent-encoded, since browsers change some characters in field names, such as
+    # line breaks.
     return f"field.{quote(name, safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""The lines of an export. A field is checked in the same way as in the request that sets it."""
+"""The lines of an export, whose fields are checked in the same way as in requests."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -32,14 +32,16 @@ from taskservice.schemas.users import AGENT_EXPANSIONS, AgentSchema, UserSchema
 from taskservice.webhooks.destinations import RefusedError, read_url
 from taskservice.webhooks.transport import KEPT_BYTES
 
-# The version of the format. Fields can be added without a new version, since an import ignores
-# unknown fields and sets missing fields to their defaults.
+# The version of the export format. Fields can be added without a new version, since an import
+# ignores unknown fields and sets missing fields to their defaults.
 FORMAT = 1
-# The schemas of the rows in the lines. `failingSince` depends on attempts that are not exported.
+# The schemas of the exported rows. `failingSince` is not exported, since it depends on attempts
+# that are not exported either.
 hook_rows = HookSchema(exclude=("failingSince",))
 user_rows = UserSchema()
 agent_rows = AgentSchema(exclude=AGENT_EXPANSIONS)
-# Logs and questions have separate lines. The service checks again whether an imported task hangs.
+# Logs and questions are exported in separate lines. `hangingSince` is omitted, since the service
+# checks again whether an imported task hangs.
 task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions", "hangingSince"))
 question_rows = QuestionSchema()
 delivery_rows = DeliverySchema(exclude=("attempts",))
@@ -47,17 +49,19 @@ attempt_rows = AttemptSchema()
 
 
 class LineSchema(Schema):
-    """Fields that exist only in an export; `of_rows` adds the fields of rows."""
+    """The base of the lines of an export; `of_rows` adds the fields of rows to a subclass."""
 
     class Meta:
-        # Later versions of the service can add fields.
+        # Ignore unknown fields: the export may be by a later version of the service, which has more
+        # fields.
         unknown = EXCLUDE
 
     @classmethod
     def of_rows(cls, rows: fields.RowSchema, *requests: Schema) -> Schema:
-        """A schema that loads what `rows` dumps.
+        """A schema that loads the objects that `rows` dumps.
 
-        Each field is loaded as the first of the `requests` that contains it loads it.
+        Each field is loaded in the same way as by the first schema in `requests` that contains the
+        field, or else by `rows`.
         """
         loaders: dict[str, Field[Any]] = {}
         declared = cls().fields
@@ -74,7 +78,7 @@ class LineSchema(Schema):
 
 
 def _check_url(url: str) -> None:
-    # Each attempt to send checks whether this service is allowed to call the URL.
+    # Only the syntax is checked here: each attempt checks whether the URL is allowed.
     try:
         read_url(url)
     except RefusedError as error:
@@ -137,7 +141,7 @@ class TaskLineSchema(LineSchema):
 
 
 class QuestionLineSchema(LineSchema):
-    """A question of the task on a line before."""
+    """A question; the line of its task precedes it in the export."""
 
     taskId = fields.uuid(required=True)
     answer = AnswerQuestionSchema().fields["content"]
@@ -159,7 +163,7 @@ class AttemptLineSchema(LineSchema):
 
 
 class DeliveryLineSchema(LineSchema):
-    """A delivery of the task on a line before."""
+    """A delivery; the line of its task precedes it in the export."""
 
     taskId = fields.uuid(required=True)
     callback = fields.text(required=True, validate=_check_url)
@@ -171,7 +175,7 @@ class DeliveryLineSchema(LineSchema):
 
 
 class LogLineSchema(LineSchema):
-    """Lines from the log of the task on a line before."""
+    """Lines of a log; the line of the task precedes them in the export."""
 
     taskId = fields.uuid(required=True)
     first = fields.integer(required=True, validate=_count)
@@ -180,7 +184,7 @@ class LogLineSchema(LineSchema):
 
 
 class VoidLineSchema(LineSchema):
-    """Cancels the import of the task on a line before."""
+    """Cancels the import of a task whose line precedes this line in the export."""
 
     taskId = fields.uuid(required=True)
 

@@ -1,4 +1,4 @@
-"""The types of fields, and the values that each accepts."""
+"""The types of the schemas' fields, and the values that each type accepts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _OPTIONS = {
     "allow_none", "attribute", "data_key", "load_default", "post_load", "required", "validate",
 }  # fmt: skip
 
-# `uuid.UUID` of Python accepts many other notations too.
+# Python's `uuid.UUID` also accepts many other notations.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -69,12 +69,12 @@ def _check_size(value: dict[str, Any]) -> None:
         raise ValidationError(f"Longer than {terms.MAX_OBJECT} bytes.")
 
 
-# An object of at most 1 MiB as compact JSON.
+# An object whose compact JSON is at most 1 MiB long.
 json_object = partial(members, validate=_check_size)
 
 
 class StrictBoolean(Documented, fields.Boolean):
-    """true or false; all other values are invalid."""
+    """A JSON boolean; all other values are invalid."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
@@ -153,7 +153,7 @@ def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
         raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
 
-# Times are stored in milliseconds: microseconds are cut off. Adding 999 µs first rounds up.
+# Times are truncated to milliseconds. `upper_bound` rounds up instead, by adding 999 µs first.
 timestamp = partial(raw, post_load=in_utc, type="string", format="date-time")
 upper_bound = partial(timestamp, post_load=partial(in_utc, shift=timedelta(microseconds=999)))
 
@@ -171,7 +171,7 @@ times = partial(raw, post_load=_milliseconds)
 
 
 class _Strings(Documented, fields.List[str]):
-    """A list of up to millions of strings, which are too many to load each by a field."""
+    """A list of strings that is checked as a whole, since it can contain millions of strings."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, list):
@@ -191,7 +191,8 @@ def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
             raise ValidationError(unknown)
         return names
 
-    # OpenAPI describes a string, since some clients can't join the items of an array with commas.
+    # The OpenAPI document describes a string, since some clients can't join the items of an array
+    # with commas.
     name = f"(?:{'|'.join(known)})"
     options |= {"type": "string", "pattern": f"^{name}(?:,{name})*$"}
     return raw(description, post_load=split, **options)
@@ -223,7 +224,6 @@ agent_id = partial(
 )
 strings = partial(_Strings, items=fields.String(), required=True)
 timeout = partial(integer, validate=validate.Range(0, terms.MAX_TIMEOUT))
-# The name of a key.
 key_name = partial(text, validate=validate.Length(max=terms.MAX_NAME))
 time = partial(text, post_load=in_utc, format="date-time")
 
@@ -272,20 +272,20 @@ class StoredNames(Stored, fields.List[str]):
 
 
 class StoredNumber(Stored, fields.Float):
-    """A number that is stored as JSON, which keeps its digits."""
+    """A number that is stored as JSON text, to preserve all its digits."""
 
 
 # The value of `Task.questions` if the task has no open questions.
 NO_QUESTIONS = "[]"
 
-# The placeholder for the lines of a log in a dumped task. JSON text can't contain NUL itself.
+# The placeholder for the lines of a log in a dumped task: a NUL, which JSON text can't contain.
 _SLOT = b"\0"
 
 LINES = strict_json.fragment(_SLOT)
 
 
 class Lines(Documented, fields.List[str]):
-    """The lines of a log. A dumped row contains a placeholder for them; see `split_at_lines`."""
+    """The lines of a log; a dumped row contains a placeholder for them, see `split_at_lines`."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return LINES
@@ -320,7 +320,7 @@ class ResponseSchema(Schema):
     """The schema of a response, which always contains the fields that are not `optional`."""
 
     class Meta:
-        # Clients must ignore unknown fields, since later versions of the service can add some.
+        # Clients must ignore unknown fields, since a later version of the service can add fields.
         unknown = EXCLUDE
 
     # Names of fields that are present only in some cases, or if `expand` names them.
@@ -332,16 +332,17 @@ class ResponseSchema(Schema):
 
 
 class RowSchema(ResponseSchema):
-    """A schema that serializes rows faster than marshmallow, by a plan that it makes once.
+    """A schema that serializes rows faster than marshmallow, by a plan that is made only once.
 
-    A field reads the column of the `model` with the same name, such as `created_at` for
-    `createdAt`, or its `column`. A test checks that marshmallow's `dump` returns the same.
+    A field reads the column that its option `column` names. By default, it reads the column of the
+    `model` with the same name, such as `created_at` for `createdAt`. A test compares the result
+    with marshmallow's `dump`.
     """
 
     model: ClassVar[type[DeclarativeBase]]
 
     def __init__(self, **options: Any) -> None:
-        # Name of a field -> its column. Queries for these rows select the columns.
+        # Maps the name of each field to its column; queries for these rows select the columns.
         self.columns: dict[str, InstrumentedAttribute[Any]] = {}
         super().__init__(**options)
         # Fields of these types need no serializer: the row contains the JSON value.
@@ -355,7 +356,7 @@ class RowSchema(ResponseSchema):
         self._values = attrgetter(*attributes, attributes[0])
 
     def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Name of a column -> the value to store, for the fields in `changes`."""
+        """The values to store for the fields in `changes`, by the names of the columns."""
         values = {}
         for name, column in self.columns.items():
             if name in changes:
@@ -385,7 +386,7 @@ class RowSchema(ResponseSchema):
 def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """The JSON of a dumped task before and after the lines of its log.
 
-    The second part is empty if the task was dumped without `logs`.
+    The second part is empty if the dumped task has no `logs`.
     """
     head, _, tail = strict_json.dumps(dumped).partition(_SLOT)
     return (head + b"[", b"]" + tail) if tail else (head, b"")

@@ -17,7 +17,7 @@ class HookFieldsSchema(Schema):
         "Phone",
     )
     target = fields.text(
-        "A URL that is allowed as a callback too, or `mailto:ADDRESS`.",
+        "A URL that is also allowed as a callback, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
         **fields.bytes_at_most(terms.MAX_CALLBACK),
@@ -25,12 +25,13 @@ class HookFieldsSchema(Schema):
     format = fields.choice(
         "The format of the messages. The default depends on the target: `mail` for `mailto:`, "
         "`slack` for hooks.slack.com and for paths that end in `/slack`, `ntfy` for ntfy.sh, "
-        "`standard` for any other.",
+        "`standard` for any other target.",
         terms.HOOK_FORMATS,
         terms.NTFY,
     )
     events = fields.StoredNames(
-        "The events that the hook is notified of; by default broken, fixed, asks, late and back.",
+        "The events that the hook is notified of; by default "
+        f"{', '.join(event_kinds.DEFAULT_EVENTS)}.",
         list(event_kinds.DEFAULT_EVENTS),
         items=String(validate=validate.OneOf(event_kinds.EVENTS)),
         validate=validate.Length(min=1, error="Must have at least one event."),
@@ -50,7 +51,7 @@ class HookFieldsSchema(Schema):
         "The access token of an ntfy server. No response contains it.",
         allow_none=True,
         validate=validate.Regexp(
-            r"[!-~]{1,500}\Z", error="Must have 1 to 500 printable ASCII characters, no spaces."
+            r"[!-~]{1,500}\Z", error="Must have 1 to 500 printable ASCII characters without spaces."
         ),
         pattern="^[!-~]{1,500}$",
     )
@@ -58,8 +59,8 @@ class HookFieldsSchema(Schema):
         "Whether the message of a question has a link that answers it without a key.", False
     )
     after = fields.integer(
-        "The number of failures in a row until `agent.broken` is sent; by default 1. After that, "
-        "`agent.fixed` is sent when the agent works again.",
+        "The number of failures in a row after which `agent.broken` is sent; by default 1. "
+        "`agent.fixed` is then sent when the agent works again.",
         1,
         validate=validate.Range(1, terms.MAX_AFTER),
     )
@@ -91,8 +92,8 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
     id = fields.uuid("The hook's ID.", examples.HOOK)
     createdAt = fields.time("When the hook was created.", examples.TIME)
     state = fields.choice(
-        "While the hook is `off`, nothing is sent. Three deliveries in a row that fail permanently "
-        "turn it off, as does a response with status 410.",
+        "While the hook is `off`, nothing is sent. The service turns the hook off after three "
+        "deliveries in a row have failed permanently, or after a response with status 410.",
         terms.HOOK_STATES,
         terms.ACTIVE,
     )
@@ -116,7 +117,7 @@ class HookDeliverySchema(DeliverySchema):
 
     event = fields.text("The event.", event_kinds.AGENT_BROKEN.name, column=Event.name)
     agentId = fields.text("The agent's ID.", "summarizer", column=Event.agent_id)
-    taskId = fields.uuid("The task's ID; null for a late agent.", None, column=Event.task_id)
+    taskId = fields.uuid("The task's ID; null if an agent is late.", None, column=Event.task_id)
     createdAt = fields.time("When the event happened.", examples.TIME)
 
 

@@ -1,4 +1,4 @@
-"""Checks the JSON Schema of an agent's input, and inputs against it."""
+"""Checks the JSON Schema of an agent's input, and checks inputs against the schema."""
 
 import json
 import math
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16
-# Maximum numbers of values and of patterns in a schema whose `$ref`s are replaced by their targets.
+# The maximum numbers of values and patterns in a schema, after each `$ref` is replaced by its
+# target.
 MAX_VALUES = 4_000
 MAX_PATTERNS = 50
-# The memory of a compiled pattern, and its time for each byte of a text, are proportional to its
-# size in bytes. The only way to find the size is to compile the pattern with these limits.
+# The memory of a compiled pattern, and the time that it takes for each byte of a text, are
+# proportional to its compiled size in bytes. The only way to find this size is to compile the
+# pattern with these limits.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
 MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
-# A larger cache hardly makes a pattern faster.
+# The cache of a compiled pattern in bytes; a larger cache makes the pattern hardly faster.
 _PATTERN_CACHE = 64 << 10
-# The validator replaces classes such as `\d` one after the other, which takes quadratic time.
+# The validator replaces classes such as `\d` one by one, which takes quadratic time.
 MAX_BACKSLASHES = 500
 
 # MCP clients ignore a tool whose schema has one of these keywords at the top level.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
-# Keywords that change the target of a `$ref`, belong to other drafts, or make an MCP client repeat
-# a value in a header, which the service would have to compare with the input.
+# Keywords that change the target of a `$ref` or belong to other drafts. `x-mcp-header` makes an MCP
+# client repeat a value in a header, which the service would have to compare with the input.
 _NOWHERE = {
     "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
     "$schema", "$vocabulary", "dependencies", "x-mcp-header",
@@ -73,7 +75,7 @@ def check_input_schema(schema: dict[str, Any]) -> None:
 
 
 def _reason(error: "jsonschema_rs.ValidationError") -> str:
-    """The reason for which the validator rejects a schema."""
+    """Why the validator rejects a schema."""
     place = ".".join(map(str, error.instance_path))
     if error.instance_path[-1:] == ["type"]:
         return f"{place}: must be one or several of {', '.join(TYPES)}."
@@ -87,12 +89,12 @@ def _reason(error: "jsonschema_rs.ValidationError") -> str:
     return f"{place}: {sentence(error)}"
 
 
-# The validator blocks the other threads of the process, so its work is limited. It is estimated in
-# steps of about 20 ns. Each value of the input takes one step for each value of the schema, or SLOW
-# steps if the comparison involves a fraction or a very large number.
+# The validator blocks the other threads of the process, so its work is limited. The work is
+# estimated in steps of about 20 ns. Each value of the input takes one step for each value of the
+# schema, or SLOW steps if the comparison involves a fraction or a very large number.
 SLOW = 150
 _SLOW_KEYWORDS = {"multipleOf", "uniqueItems"}
-# Steps that a `format` takes for each byte of the input.
+# The number of steps that a `format` takes for each byte of the input.
 FORMAT_STEPS = 4
 PATTERN_SIZE_OF_STEP = 400
 MAX_STEPS = 20_000_000
@@ -100,15 +102,15 @@ MAX_STEPS = 20_000_000
 # each error contains a copy of the invalid value.
 MAX_NAMED = 100_000
 BYTES_COPIED_IN_STEP = 100
-# Numbers above this one, and fractions, are compared digit by digit.
+# Whole numbers above this value, and fractions, are compared digit by digit.
 _MAX_WHOLE = 1 << 53
-# A number closer to 0 is replaced by this one: with its hundreds of digits, comparing it would take
-# 50 times as long.
+# A number that is closer to 0 is replaced by this value, since a comparison of hundreds of digits
+# would take 50 times as long.
 _SMALLEST = 1e-20
 
 
 def input_problems(schema: str, text: str) -> dict[str, list[str]]:
-    """`input.<name>` -> the errors of that member. Too slow to be called in a transaction."""
+    """The errors of an input by path, such as `input.<name>`; too slow for a transaction."""
     return problems("input", schema, text, "the agent's inputSchema")
 
 
@@ -116,7 +118,7 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
     try:
         validator, weight = _compiled(schema)
     except ValidationError as error:
-        # A schema that was stored by an earlier version, which did not have this limit.
+        # An earlier version of the service, which did not have this limit, has stored the schema.
         return {place: [f"{name[0].upper()}{name[1:]} is not allowed: {error.messages[0]}"]}
     instance, slow_numbers = _loads(text)
     values, size = sum(map(text.count, ",:[{")) + 1, len(text.encode())
@@ -131,13 +133,13 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
 
 
 class Weight(NamedTuple):
-    """The weight of a schema whose `$ref`s are replaced by their targets."""
+    """What makes a schema slow to check, after each `$ref` is replaced by its target."""
 
     values: int
     numbers: int
     # The count of numbers and keywords that make a comparison slow.
     slow: int
-    # Steps for each byte of an input.
+    # The number of steps for each byte of an input.
     of_byte: int
 
 
@@ -231,7 +233,7 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """A list of the JSON pointer that the schema refers to, or empty. Raises ValidationError."""
+    """The JSON pointer in `$ref`, in a list; empty without a `$ref`. Raises ValidationError."""
     place = pointer.removeprefix("#/").replace("/", ".")
     if unwanted := _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set()):
         raise ValidationError(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
@@ -256,9 +258,7 @@ def _is_slow(number: Any) -> bool:
 
 
 def _loads(text: str) -> tuple[Any, int]:
-    """The value of valid JSON text, with numbers as `_number` returns them, and the count of those
-    that are slow to compare.
-    """
+    """Parse JSON text; returns the value, and the count of numbers that are slow to compare."""
     slow_numbers = 0
 
     def number(digits: str) -> int | float:
@@ -271,9 +271,7 @@ def _loads(text: str) -> tuple[Any, int]:
 
 
 def _number(text: str) -> int | float:
-    """An int if the text has up to 18 digits or is a whole number up to `_MAX_WHOLE`; otherwise the
-    nearest double.
-    """
+    """An int for up to 18 digits or a whole number up to `_MAX_WHOLE`; otherwise a double."""
     if len(text) <= 18 and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)

@@ -21,7 +21,7 @@ from taskservice.schemas.users import AGENT_EXPANSIONS
 def _schema_field(
     description: str, example: Any, check: Callable[[Any], None], **properties: Any
 ) -> Dict:
-    """A JSON Schema with these `properties`."""
+    """A field for a JSON Schema; `properties` describes the keywords that are required."""
     rules = {"required": list(properties), "properties": properties}
     metadata = {"description": description, "examples": [example], **rules}
     return Dict(validate=check, metadata=metadata)
@@ -40,20 +40,21 @@ class StartSchema(fields.RequestSchema):
     name = fields.name("The task's name; by default the agent's name.", "nightly summary")
     input = fields.json_object("The task's input; at most 1 MiB.", {"mailbox": "office"})
     callback = fields.text(
-        "The http or https URL that receives a signed webhook when the task ends. It has no user "
-        "info and no fragment.",
+        "The http or https URL that receives a signed webhook when the task ends. It must not "
+        "contain a user name, a password or a fragment.",
         "https://myapp.example/api/v1/callback/2100aaa",
         **fields.bytes_at_most(terms.MAX_CALLBACK),
         format="uri",
     )
     timeout = fields.timeout(
-        "Seconds after which a claimed task times out if its agent sends no append or report; "
-        "0: no limit.",
+        "Seconds after which a claimed task times out if its agent sends no append or report; 0 "
+        "means no limit.",
         3600,
     )
     claim = fields.StrictBoolean("Whether the caller claims the task at its start.", False)
     claimedAt = fields.timestamp(
-        "When the work began, if a claimed task is started later than that: at most 30 days ago."
+        "For a claimed task whose work began before this request: when it began, at most 30 days "
+        "ago."
     )
     labels = fields.labels("Key–value pairs to filter by.")
     parentId = fields.uuid("The parent task; the key must have access to it.", None)
@@ -63,9 +64,12 @@ class RerunSchema(fields.RequestSchema):
     """Changes for the new task of a rerun."""
 
     input = fields.json_object(
-        "The input of the new task; by default the same. At most 1 MiB.", {"mailbox": "office"}
+        "The input of the new task, at most 1 MiB; by default the input of the original task.",
+        {"mailbox": "office"},
     )
-    labels = fields.labels("The labels of the new task; by default the same.")
+    labels = fields.labels(
+        "The labels of the new task; by default the labels of the original task."
+    )
 
 
 class BulkSchema(fields.RequestSchema):
@@ -141,7 +145,7 @@ class AskSchema(fields.RequestSchema):
         properties={"type": "object"},
     )
     timeout = fields.timeout(
-        "Seconds until the question expires; by default a day. 0: it never expires.", 3600
+        "Seconds until the question expires; by default a day. With 0, it never expires.", 3600
     )
 
 
@@ -189,7 +193,8 @@ class AppendSchema(fields.RequestSchema):
         "worker-1",
         validate=Length(max=terms.MAX_WRITER),
     )
-    # Without a type, since Java generators create a broken class for `anyOf` with an array.
+    # In the OpenAPI document, this field has no type: for `anyOf` with an array, code generators
+    # for Java create a broken class.
     at = fields.times(
         "When the agent printed the lines, in RFC 3339: one time for all lines, or an ascending "
         "array with one time for each string. The default is the current time.",
@@ -204,7 +209,7 @@ class AnnotationsSchema(Schema):
     readOnlyHint = fields.StrictBoolean("Whether the agent changes nothing.", False)
     destructiveHint = fields.StrictBoolean("Whether the agent can delete or overwrite data.", True)
     idempotentHint = fields.StrictBoolean(
-        "Whether another task with the same input changes nothing more.", False
+        "Whether a second task with the same input has no additional effect.", False
     )
     openWorldHint = fields.StrictBoolean("Whether the agent uses external systems.", True)
 
@@ -229,7 +234,8 @@ class ExpectSchema(Schema):
         validate=Range(60, terms.MAX_TIMEOUT),
     )
     cron = fields.text(
-        "A cron expression of five fields. A task is expected to start at each of its times.",
+        "A cron expression with five fields. A task is expected to start at each time that the "
+        "expression matches.",
         "0 2 * * 1-5",
         validate=Length(1, terms.MAX_NAME),
     )
@@ -240,9 +246,9 @@ class ExpectSchema(Schema):
         validate=Range(0, 30 * 86_400),
     )
     maxDuration = fields.integer(
-        "Seconds from the claim of a task until the task hangs; can be set alone, or with `every` "
-        "or `cron`. Without `maxDuration`, a task hangs if it still runs when the next task is "
-        "overdue, or if it is silent and runs much longer than usual.",
+        "Seconds from the claim of a task until it counts as hanging; can be set alone, or with "
+        "`every` or `cron`. Without `maxDuration`, a task hangs if it still runs when the next "
+        "task is overdue, or if it is silent and runs much longer than usual.",
         7_200,
         validate=Range(terms.MIN_DURATION, terms.MAX_DURATION),
     )
@@ -314,7 +320,7 @@ class CreateSignInLinkSchema(fields.RequestSchema):
     """A link that signs a person in."""
 
     keyName = fields.text(
-        "The name of a user key, whose rights the link gives; by default the key of the request.",
+        "The name of the user key whose rights the link gives; by default the key of the request.",
         "first",
     )
 
@@ -334,7 +340,7 @@ def _in_words(names: Sequence[str]) -> str:
 
 
 class TaskQuerySchema(Schema):
-    """The parts of a task in the response."""
+    """Which parts of a task the response contains."""
 
     fields_ = fields.names(
         TASK_FIELDS,
@@ -349,7 +355,7 @@ class TaskQuerySchema(Schema):
 
 
 def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
-    """The end of a page: sort, time and ID of the last task; in a search also its line number."""
+    """A field for a cursor: the order, and the time, ID and found line of a page's last task."""
 
     def load(text: str) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.
@@ -365,12 +371,14 @@ def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int =
                 return sort, time, task_id, *line
         raise ValidationError("Not a cursor of this list.")
 
-    description = f"The position where the page begins, from the previous page's `Link`.{note}"
+    description = (
+        f"The position where the page begins, from the previous page's `Link` header.{note}"
+    )
     return fields.raw(description, post_load=load, type="string")
 
 
 def dump_cursor(sort: str, *position: str | int) -> str:
-    """The text of a cursor, which the field of `_cursor` loads."""
+    """The text of a cursor; the field that `_cursor` returns loads the text."""
     return urlsafe_b64encode(orjson.dumps((sort, *position))).decode()
 
 
@@ -420,7 +428,7 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
 
 
 class SearchQuerySchema(FilterQuerySchema):
-    """The text to search for, and filters of the tasks whose logs are searched."""
+    """The text to search for, and filters for the tasks whose logs are searched."""
 
     text = fields.text(
         "The text that a line must contain, character for character.",
@@ -430,7 +438,7 @@ class SearchQuerySchema(FilterQuerySchema):
     )
     case = fields.flag("`true`: ASCII letters must match in case. By default, case is ignored.")
     limit = fields.number_text(
-        1, terms.MAX_LIMIT, f"Maximum number of lines. Default: {terms.DEFAULT_HITS}."
+        1, terms.MAX_LIMIT, f"The maximum number of lines. Default: {terms.DEFAULT_HITS}."
     )
     cursor = _cursor(sorts=terms.SORTS[:1], max_lines=1)
 
@@ -445,7 +453,7 @@ class NewLinesQuerySchema(Schema):
 
 
 class LogQuerySchema(Schema):
-    """The range of the lines in the response."""
+    """Which lines of the log the response contains."""
 
     after = fields.number_text(
         0, (1 << 63) - 1, "Only lines after the line with this number; by default all lines."
@@ -453,7 +461,8 @@ class LogQuerySchema(Schema):
     limit = fields.number_text(
         1,
         terms.MAX_LINES,
-        f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; all lines for `text/plain`.",
+        f"The maximum number of lines. Default: {terms.DEFAULT_LINES:,}; for `text/plain`, all "
+        "lines.",
     )
     times = fields.flag("Whether to return the time of each line.")
 
@@ -465,13 +474,13 @@ class FollowQuerySchema(Schema):
 
 
 class AgentQuerySchema(Schema):
-    """The parts of an agent in the response."""
+    """Which parts of an agent the response contains."""
 
     expand = fields.names(AGENT_EXPANSIONS, f"Objects to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
 class NumbersQuerySchema(Schema):
-    """The numbers in the response."""
+    """Which numbers the response contains."""
 
     path = fields.text("Only numbers at this path; without it, all paths.", "usage.output_tokens")
     limit = fields.number_text(

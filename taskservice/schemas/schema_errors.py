@@ -1,4 +1,4 @@
-"""Turns the errors of the JSON Schema validator into messages by the name of the field."""
+"""Converts the errors of the JSON Schema validator to messages by the name of the field."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import jsonschema_rs
 
 
-# Maximum number of errors in a response.
+# The maximum number of errors in a response.
 MAX_ERRORS = 10
 
 TYPES = {
@@ -25,7 +25,7 @@ TYPES = {
 }
 
 
-# Keyword -> the message if the keyword does not match; `.value` is the keyword's value.
+# The message for each keyword that does not match; `{.value}` is the value of the keyword.
 _SENTENCES = {
     "format": "Must have the format {.value}.",
     "pattern": "Must match {.value}",
@@ -41,7 +41,7 @@ _SENTENCES = {
 def named(
     place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
 ) -> dict[str, list[str]]:
-    """`place.<name>` -> the messages about the value with that path."""
+    """The messages by path: `place`, followed by the path of the invalid value."""
     by_place: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
         ends, message = _fault(instance, error)
@@ -57,7 +57,7 @@ def named(
 def _fault(
     instance: Any, error: "jsonschema_rs.ValidationError"
 ) -> tuple[Iterable[Sequence[str]], str]:
-    """The properties that an error is about, each as a path inside the value, and the message.
+    """The properties that an error is about, each as a path inside the value, and a message.
 
     The path is `()` if the error is about the value itself.
     """
@@ -66,7 +66,7 @@ def _fault(
         return [(kind.value,)], "Missing."
     unknown = kind.value if kind.name == "additionalProperties" else ()
     if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
-        # The validator reports this for an object that must have no properties at all.
+        # The validator reports `falseSchema` for an object that must have no properties at all.
         unknown = reduce(getitem, error.instance_path, instance)
     if unknown:
         return ((name,) for name in unknown), "Unknown field."

@@ -1,4 +1,4 @@
-"""JSON by RFC 8259 and RFC 7493, parsed strictly and written compactly."""
+"""Parses JSON strictly by RFC 8259 and RFC 7493, and writes compact JSON."""
 
 import json
 import re
@@ -11,17 +11,17 @@ from taskservice.exact_json import exact_double, is_deeper, unique_members
 
 MAX_DEPTH = 64
 MAX_NUMBER = 1_000
-# Limits of the JSON in a request: the largest input or output can't contain more. In memory, an
-# object takes up to 230 bytes, any other value with its key up to 190.
+# Limits for the JSON of a request, which no valid input or output can exceed. In memory, an object
+# takes up to 230 bytes, and any other value with its key takes up to 190 bytes.
 MAX_CONTAINERS = 350_000
 MAX_VALUES = 700_000
 # Text with at most this many containers takes little memory to parse, relative to its length.
 FEW_CONTAINERS = 50_000
 
-# A string, even without its closing quote, or a character that is counted.
+# Matches a string, which may lack its closing quote, or a character that is counted.
 _STRING_OR_COUNTED = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[,]', re.DOTALL)
 
-# The escape of NUL; a backslash that is escaped itself does not begin it.
+# The escape of NUL. An escaped backslash does not begin such an escape.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
@@ -34,8 +34,8 @@ class UnsupportedNumber(ValueError):
 
 
 def loads_request(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
-    """Like `loads`, for text from a client: raises NotJson for too many values too."""
-    # The counts are checked first, since it is parsing that takes the memory.
+    """Like `loads`, for text from a client; raises NotJson for too many values, too."""
+    # Check the counts before the text is parsed, since parsing can take too much memory.
     _check_counts(data, max_containers)
     return loads(data)
 
@@ -46,15 +46,15 @@ def has_many_containers(data: bytes) -> bool:
 
 
 def loads(data: bytes) -> Any:
-    """The value of the UTF-8 text `data`.
+    """Parse JSON text in UTF-8.
 
-    NUL in a string becomes U+FFFD. A number that Python would round is an `orjson.Fragment`.
-    Raises NotJson for invalid JSON, NaN, Infinity, duplicate keys, lone surrogates, a byte order
-    mark, or nesting over 64; UnsupportedNumber for a number past the range of a double or of more
-    than 1,000 characters.
+    NUL in a string becomes U+FFFD. A number that Python would round is an `orjson.Fragment`. Raises
+    NotJson for invalid JSON, NaN, Infinity, duplicate keys, lone surrogates, a byte order mark, or
+    nesting over 64; UnsupportedNumber for a number that is outside the range of a double or has
+    more than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Replaced only if the text may contain it, since this takes longer than all checks.
+        # Called only if the text may contain NUL, since this takes longer than all checks.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     try:
         text = data.decode()
@@ -78,8 +78,8 @@ def loads(data: bytes) -> Any:
     return value
 
 
-# Writes a value as compact JSON in UTF-8. With the option `canonical`, equal values become equal
-# text.
+# `dumps` writes a value as compact JSON in UTF-8. `canonical` also sorts the keys, so that equal
+# values become equal text.
 dumps = orjson.dumps
 canonical = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
 # JSON text that `dumps` writes unchanged.

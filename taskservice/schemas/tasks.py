@@ -14,7 +14,7 @@ TASK_EXPANSIONS = ("agent", "user")
 
 
 class TaskError(fields.Documented):
-    """An object as in TaskErrorSchema, or null."""
+    """The error of a task in the form of TaskErrorSchema, or null."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
         return None if value is None else {"type": value, "message": obj.error_message}
@@ -76,7 +76,7 @@ class TaskSchema(fields.RowSchema):
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # Most queries do not read the lines: their rows contain only the size.
+        # `Lines` ignores this value: most rows contain only the size of the log.
         attribute="log_bytes",
     )
     firstLog = fields.integer(
@@ -94,14 +94,14 @@ class TaskSchema(fields.RowSchema):
         column=Task.error_type,
     )
     startedBy = fields.key_name(
-        "The name of the key that started the task; null if it was not stored.", "laptop"
+        "The name of the key that started the task; null if the name was not stored.", "laptop"
     )
     endedBy = fields.key_name(
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
     hangingSince = fields.time(
-        "Since when the task hangs: it runs for longer than it should, or is silent for longer "
-        "than usual. null if the task does not hang.",
+        "Since when the task hangs, because it runs for too long, or is silent for longer than "
+        "usual; null if the task does not hang.",
         None,
     )
     progress = fields.StoredNumber("The progress, from 0 to 1.", 0.5, minimum=0, maximum=1)
@@ -201,11 +201,13 @@ class LogPageSchema(fields.ResponseSchema):
 
 
 class NewLineSchema(fields.ResponseSchema):
-    """A line that the other log does not contain."""
+    """A line of a task's log that the log of the other task does not contain."""
 
     line = fields.integer("The number of the line.", 812, minimum=1)
     at = fields.time(
-        "When the line was printed; null if it was not stored.", examples.TIME, allow_none=True
+        "When the line was printed; null if the time was not stored.",
+        examples.TIME,
+        allow_none=True,
     )
     text = fields.text("At most 400 characters of the line.", "write failed: disk full")
 
@@ -218,14 +220,15 @@ class HitSchema(NewLineSchema):
     agentId = fields.text("The task's agent.", "summarizer")
     status = fields.choice("The task's status.", terms.STATUSES, terms.ERROR)
     text = fields.text(
-        "At most 400 characters of the line, including the text.", "write failed: disk full"
+        "At most 400 characters of the line, including the text that was searched for.",
+        "write failed: disk full",
     )
 
 
 class SearchedSchema(fields.ResponseSchema):
-    """The amount of logs that a search has read."""
+    """How much of the logs a search has read."""
 
-    tasks = fields.integer("The number of tasks.", 62, minimum=0)
+    tasks = fields.integer("The number of tasks whose logs were read.", 62, minimum=0)
     bytes = fields.integer("The size of the logs in bytes.", 4_800_000, minimum=0)
     until = fields.time(
         "The `createdAt` of the last task that was read; null if all tasks were read.", None
@@ -253,8 +256,8 @@ class NewLinesSchema(fields.ResponseSchema):
     """The lines of a log that the log of another task does not contain."""
 
     against = Nested(AgainstSchema())
-    lines = fields.array("The last of these lines, at most 200.", items=Nested(NewLineSchema()))
-    cut = fields.boolean("Whether some lines are left out.", False)
+    lines = fields.array("The new lines; at most the last 200.", items=Nested(NewLineSchema()))
+    cut = fields.boolean("Whether any lines were not compared, or are not returned.", False)
 
 
 class EventSchema(fields.ResponseSchema):
@@ -275,7 +278,7 @@ class EventSchema(fields.ResponseSchema):
 
 
 class FinishedTaskSchema(fields.ResponseSchema):
-    """A finished task. Its agent must stop only if the task was cancelled."""
+    """A finished task. The agent must stop its work only if the task was cancelled."""
 
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
@@ -287,7 +290,7 @@ task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 expanded_task_schema = TaskSchema()
 link_schema = LinkSchema()
 link_with_url_schema = LinkWithUrlSchema()
-# The columns that queries select: for responses, and for the code.
+# The columns that queries select, for responses and for internal use.
 TASK_COLUMNS = (
     *task_schema.columns.values(),
     *(Task.error_message, Task.hanging_reason, Task.log_bytes, Task.version),
@@ -334,7 +337,9 @@ class DeliverySchema(fields.RowSchema):
         terms.PENDING,
     )
     createdAt = fields.time("When the task ended.", examples.TIME)
-    nextAttemptAt = fields.time("When the next attempt is due; null unless `pending`.", None)
+    nextAttemptAt = fields.time(
+        "When the next attempt is due; null if the state is not `pending`.", None
+    )
     attempts = fields.array(
         f"The newest {terms.MAX_ATTEMPTS} attempts, oldest first; older attempts are deleted.",
         items=Nested(AttemptSchema()),
@@ -356,7 +361,7 @@ class HealthSchema(fields.ResponseSchema):
 
 
 class ReadinessSchema(HealthSchema):
-    """The service can be used."""
+    """The service is ready for requests."""
 
     optional = ("notice",)
 
@@ -382,13 +387,14 @@ class ProblemSchema(fields.ResponseSchema):
         "not_found",
     )
     errors = fields.members(
-        "With 422: an object of field, parameter or header to messages, nested like the request."
+        "With 422: the messages for each invalid field, parameter or header, nested like the "
+        "request."
     )
     task = Nested(FinishedTaskSchema())
     question = Nested(QuestionSchema())
     expected = fields.integer("With 409 for an append: the `seq` of the writer's next line.")
     requestId = fields.text(
-        "The request's ID, which the service's log contains too; absent with 401.", examples.REQUEST
+        "The request's ID, which is also in the service's log; absent with 401.", examples.REQUEST
     )
 
 

@@ -31,8 +31,8 @@ class KeySchema(fields.RowSchema):
         "`full`, or `read` if the key can only read.", terms.ACCESSES, terms.FULL
     )
     login = fields.boolean(
-        "Whether the key has no text: it signs in the person whose name a proxy sends, if that is "
-        "the key's name.",
+        "Whether this is a login key, which has no text: it signs in a person if a proxy sends the "
+        "key's name as the person's name.",
         False,
     )
     createdAt = fields.time("When the key was created.", examples.TIME)
@@ -103,7 +103,7 @@ class RecentTaskSchema(fields.ResponseSchema):
 
 
 class HealthOfAgentSchema(fields.ResponseSchema):
-    """The health of an agent, mostly from its last 30 finished tasks."""
+    """The health of an agent, based mostly on its last 30 finished tasks."""
 
     recent = fields.array(
         "The last 30 finished tasks, in the order in which they ended.",
@@ -129,7 +129,7 @@ class HealthOfAgentSchema(fields.ResponseSchema):
         BROKEN,
         allow_none=True,
     )
-    stateSince = fields.time("When the task ended that began this state.", None)
+    stateSince = fields.time("When the state began: the end of the task that caused it.", None)
     workerSeenAt = fields.time("The minute in which a worker last asked for a task.", None)
 
 
@@ -164,7 +164,7 @@ class AgentSchema(AgentOfTaskSchema):
         None,
     )
     expect = fields.StoredJson(
-        "When tasks are expected to start and end; null if that is not set.",
+        "When tasks are expected to start and end; null if nothing is expected.",
         None,
         anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
@@ -202,19 +202,19 @@ class AttentionSchema(fields.ResponseSchema):
 
     kind = fields.choice("The kind.", ATTENTION, BROKEN)
     agentId = fields.text(
-        "The agent's ID; null for a hook of all agents, and for a backup.",
+        "The agent's ID; null for a backup, and for a hook that covers all agents.",
         "summarizer",
         allow_none=True,
     )
     taskId = fields.text("The task.", examples.TASK, format="uuid", allow_none=True)
     since = fields.time("When the problem began.", examples.TIME)
-    text = fields.text("One line for a person.", "Failed 5 times in a row")
+    text = fields.text("A description of the problem in one line.", "Failed 5 times in a row")
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
-# For the OpenAPI document only.
+# Used only in the OpenAPI document.
 expanded_agent_schema = AgentSchema()
 agent_of_task_schema = AgentOfTaskSchema()
-# The columns that queries select: for responses, and for the health.
+# The columns that queries select, for responses and to compute the health.
 AGENT_COLUMNS = tuple(Agent.__table__.columns)
 AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())

@@ -1,1 +1,1 @@
-"""Signed webhooks and messages, without database and settings."""
+"""Signed webhooks and messages; the package uses neither the database nor the settings."""

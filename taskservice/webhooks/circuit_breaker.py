@@ -1,19 +1,19 @@
-"""Prevents first attempts at receivers that failed several times in a row."""
+"""Prevents first attempts of deliveries to receivers that failed several times in a row."""
 
 import threading
 import time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-MAX_FAILURES = 3  # in a row, after which the circuit is open
+MAX_FAILURES = 3  # failures in a row that open the circuit
 OPEN_SECONDS = 60.0  # the time after the last failure until the circuit closes
-# Maximum number of receivers whose failures are counted. The receiver that failed the longest time
-# ago is removed first.
+# The maximum number of receivers whose failures are counted. If there are more, the receiver with
+# the oldest failure is removed.
 MAX_RECEIVERS = 1_000
 
 
 class Receiver(NamedTuple):
-    """A host in one user's callbacks, since another user's callbacks may work at the same host."""
+    """A host in the callbacks of one user; another user's callbacks to this host may work."""
 
     user_id: str
     host: str  # with the port, as in the URL
@@ -25,11 +25,12 @@ def host_of(url: str) -> str:
 
 
 class CircuitBreaker:
-    """Opens for a receiver after three failures in a row, until a minute after the last failure."""
+    """Opens for a receiver after three failures in a row, and closes a minute after the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The number of failures in a row and the time of the last failure, in order of that time.
+        # For each receiver, the number of failures in a row and the time of the last failure. The
+        # receivers are in the order of this time.
         self._failures: dict[Receiver, tuple[int, float]] = {}
 
     def is_open(self, receiver: Receiver) -> bool:
@@ -40,7 +41,7 @@ class CircuitBreaker:
             return {receiver for receiver in self._failures if self.is_open(receiver)}
 
     def record(self, receiver: Receiver, *, has_failed: bool) -> None:
-        """Count how an attempt ended: a success resets the count of its receiver."""
+        """Count an attempt that has failed; a success resets the count of the receiver."""
         with self._lock:
             count = self._recent_failures(receiver)
             self._failures.pop(receiver, None)

@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import NamedTuple
 from urllib.parse import unquote
 
-# Python's own tables differ between versions and miss some networks. Sources: IANA's registries of
-# special addresses (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and
-# the documentation of the clouds for their metadata addresses.
+# The tables of Python's `ipaddress` are not used, since they differ between versions and lack some
+# networks. Sources: IANA's registries of special addresses
+# (https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry), and
+# the cloud providers' documentation of their metadata addresses.
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -22,8 +23,8 @@ def _networks(*texts: str) -> list[Network]:
 
 # The first match decides, so small and dangerous networks are listed first.
 _KINDS = {
-    # In order: Alibaba Cloud, Azure, most clouds, Oracle Cloud; AWS, Oracle Cloud, Scaleway,
-    # Google Cloud.
+    # The IPv4 addresses of Alibaba Cloud, Azure, most clouds and Oracle Cloud; the IPv6 addresses
+    # of AWS, Oracle Cloud, Scaleway and Google Cloud.
     "metadata": _networks(
         "100.100.100.200 168.63.129.16 169.254.169.254 192.0.0.192",
         "fd00:ec2::/32 fd00:c1::a9fe:a9fe fd00:42::42 fd20:ce::254",
@@ -37,24 +38,25 @@ _KINDS = {
         "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"
     ),
     "benchmarking": _networks("198.18.0.0/15 2001:2::/48"),
-    # A gateway translates these to the IPv4 address of an unknown machine.
+    # A gateway translates an address of NAT64, 6to4 or Teredo to the IPv4 address of an unknown
+    # machine.
     "NAT64": _networks("64:ff9b::/96 64:ff9b:1::/48"),
     "6to4": _networks("2002::/16 192.88.99.0/24"),
     "Teredo": _networks("2001::/32"),
-    # In order: this host (Linux connects 0.0.0.0 to loopback), protocol assignments, AS112,
-    # multicast tunneling, AS112, future use and broadcast; protocol assignments, AS112.
+    # IPv4: this host (Linux connects 0.0.0.0 to loopback), protocol assignments, AS112, multicast
+    # tunneling, AS112, future use and broadcast. IPv6: protocol assignments, AS112.
     "reserved": _networks(
         "0.0.0.0/8 192.0.0.0/24 192.31.196.0/24 192.52.193.0/24 192.175.48.0/24 240.0.0.0/4",
         "2001::/23 2620:4f:8000::/48",
     ),
-    # In IPv6, only 2000::/3 is allocated. All other addresses, such as ::a.b.c.d or fec0::/10, are
-    # reserved.
+    # In IPv6, only 2000::/3 is allocated for the internet. All other addresses, such as ::a.b.c.d
+    # or fec0::/10, are reserved.
     "external": _networks("0.0.0.0/0 2000::/3"),
 }
 
 
 def kind_of(address: Address) -> str:
-    """`external` (any machine on the internet), `private`, `loopback`, or another kind."""
+    """The kind of an address, such as `external` (on the internet), `private` or `loopback`."""
     for kind, networks in _KINDS.items():
         if any(address in network for network in networks):
             return kind
@@ -62,7 +64,7 @@ def kind_of(address: Address) -> str:
 
 
 def read_address(text: str) -> Address:
-    """The address that systems connect to: IPv4 for an IPv4-mapped one. Raises ValueError."""
+    """Parse an address; an IPv4-mapped address becomes an IPv4 address. Raises ValueError."""
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
@@ -71,11 +73,11 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 def literal_address(host: str) -> Address | None:
-    """The address in a URL's host, without brackets; None if the host is a name.
+    """The address if the host of a URL is an address; None if the host is a name.
 
-    Accepts every notation that getaddrinfo accepts: `2130706433`, `0177.0.0.1`, `0x7f.1` and
-    `127.1` are 127.0.0.1. As in browsers, a host that ends in a number is an address. Raises
-    ValueError for an invalid address, and for an IPv6 address with a scope.
+    `host` has no brackets. Accepts every notation that getaddrinfo accepts: `2130706433`,
+    `0177.0.0.1`, `0x7f.1` and `127.1` are 127.0.0.1. As in browsers, a host that ends in a number
+    is an address. Raises ValueError for an invalid address, and for an IPv6 address with a scope.
     """
     if ":" in host:
         if "%" in host:
@@ -110,9 +112,9 @@ class RefusedError(ValueError):
 
 class Target(NamedTuple):
     scheme: str
-    host: str  # as in the URL, lower case, IDNA encoded, without brackets
+    host: str  # from the URL: in lower case, IDNA-encoded, without brackets
     port: int
-    literal: Address | None  # the address, if `host` is one in any notation
+    literal: Address | None  # the address if `host` is an address, in any notation
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,10 @@ class Destinations:
         return cls(frozenset(kinds), tuple(networks), tuple(hosts))
 
     def refusal(self, host: str, address: Address) -> str | None:
-        """Why no webhook may go to `host` at `address`; None if it is allowed."""
+        """Why a webhook to `host` at `address` is not allowed; None if it is allowed."""
         literal, name = literal_address(host), host.lower().removesuffix(".")
-        # A pattern allows a name with any address. Only a network allows an address whose kind is
-        # not in KINDS.
+        # A pattern allows a host name, whatever its addresses are. An address whose kind is not in
+        # KINDS is allowed only by a network.
         if literal is None and any(fnmatchcase(name, pattern) for pattern in self.hosts):
             return None
         kind = kind_of(address)
@@ -163,8 +165,8 @@ class Destinations:
 
 
 def _network(entry: str) -> Network | None:
-    """The network in an entry; an IPv4-mapped network becomes IPv4, as in `read_address`."""
-    if "%" in entry:  # Python would accept a scope and ignore it
+    """Parse a network, an IPv4-mapped one as IPv4; returns None if `entry` is not a network."""
+    if "%" in entry:  # Python accepts a scope, but ignores it
         return None
     try:
         network = ip_network(entry)
@@ -186,8 +188,9 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL as `requests` does; raises RefusedError for an ambiguous one."""
-    # The settings need this module, but only tasks with a callback need urllib3.
+    """Split a URL in the same way as `requests`; raises RefusedError for an ambiguous URL."""
+    # Imported here, since only tasks with a callback need urllib3, while the settings always need
+    # this module.
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 
@@ -217,7 +220,7 @@ def read_url(url: str) -> Target:
         raise RefusedError("The URL's host is not a valid address.") from error
 
 
-# Email: addresses, and the URL of the server that sends it.
+# Email addresses, and the URL of the mail server.
 
 _MAIL_PORTS = {"smtp": 587, "smtps": 465}
 _MAIL_URL = re.compile(r"(smtps?)://(?:([^:/?#@]+):([^/?#@]+)@)?([^/?#@]+)/?", re.IGNORECASE)
@@ -230,7 +233,7 @@ _MAIL_ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class MailServer:
-    """The server of `smtp://user:password@host:587`, or of `smtps://`."""
+    """A mail server, from a URL that begins with `smtp://` or `smtps://`."""
 
     at: Target
     user: str = ""
@@ -238,7 +241,7 @@ class MailServer:
 
     @classmethod
     def parse(cls, text: str) -> "MailServer":
-        """Raises ValueError, whose text contains no part of the URL."""
+        """Parse a URL; the text of a ValueError contains no part of the URL."""
         if parts := _MAIL_URL.fullmatch(text):
             scheme, user, password, host = (part or "" for part in parts.groups())
             port = "" if re.search(r":[0-9]+\Z", host) else f":{_MAIL_PORTS[scheme.lower()]}"
@@ -255,12 +258,12 @@ class MailServer:
         )
 
 
-# By RFC 5322, except that a name with a dot needs no quotes.
+# As in RFC 5322, except that a name with a dot needs no quotes.
 _NAME_AND_ADDRESS = re.compile(r'(?:([^()<>\[\]:;@,"\\]*)|"([^"\\]*)" ?)<([^<>]*)>')
 
 
 def check_sender(text: str) -> str:
-    """The text, if it is a valid sender of email; raises ValueError."""
+    """Return the text if it is a valid sender of an email; raises ValueError otherwise."""
     name, address = sender_parts(text)
     # An encoded word (`=?`) can hide a line break.
     if not name.isprintable() or "=?" in name or not _MAIL_ADDRESS.fullmatch(address):
@@ -269,7 +272,7 @@ def check_sender(text: str) -> str:
 
 
 def sender_parts(text: str) -> tuple[str, str]:
-    """The name, which may be empty, and the address of a sender of email."""
+    """The name, which may be empty, and the address of the sender of an email."""
     if parts := _NAME_AND_ADDRESS.fullmatch(text):
         return (parts[1] or parts[2] or "").strip(), parts[3]
     return "", text

@@ -10,7 +10,7 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Ends one attempt at its next step: a look-up, a connect, a send or a wait."""
+    """Ends one attempt at its next operation: a lookup, connect, send or wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,17 +22,18 @@ class Interrupt:
         with self._lock:
             self._is_set = True
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # the receiver may have closed it
-                    # Not SSLSocket.shutdown, after which the socket would send without encryption.
+                with contextlib.suppress(OSError):  # the receiver may have closed the connection
+                    # SSLSocket.shutdown is not used: after it, the socket would send without
+                    # encryption.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Raises Interrupted after `set`."""
+        """Raise Interrupted if `set` was called."""
         if self._is_set:
             raise Interrupted
 
     def watch(self, connection: socket.socket) -> None:
-        """Break this connection at `set`; raises Interrupted if it was set before."""
+        """Let `set` break this connection; raises Interrupted if `set` was called before."""
         with self._lock:
             self.check()
             self._socket = connection

@@ -1,4 +1,4 @@
-"""Composes messages about events: for people, by ntfy, Slack or email, and as webhooks."""
+"""Messages about events: texts for people in ntfy, Slack and email, and signed webhooks."""
 
 import json
 import re
@@ -15,16 +15,17 @@ from taskservice.event_kinds import AGENT_LATE, EVENTS, EventKind
 from taskservice.terminal import escaped, shortened
 from taskservice.webhooks import signing
 
-# Maximum lengths in characters. A message that is too long is shortened with the next length in
-# REASON_LENGTHS.
+# Maximum lengths in characters. If a message is too long, its reason is shortened to the next
+# length in REASON_LENGTHS.
 NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
-MAX_LINES = 20  # events that a message lists
+MAX_LINES = 20  # the maximum number of events that a message lists
 LABEL_LENGTH = 40
-# ntfy turns a message above 4,096 bytes into an attachment, refuses a body above twice that, and
-# sends up to 4,000 bytes to phones. This limits the whole body, of which buttons may use a part.
+# ntfy sends up to 4,000 bytes of a message to phones, turns a message above 4,096 bytes into an
+# attachment, and refuses a body above 8,192 bytes. NTFY_BYTES limits the whole body, including the
+# buttons.
 NTFY_BYTES = 4_000
 NTFY_BUTTONS_BYTES = 1_500
 NTFY_BUTTONS = 3
@@ -34,11 +35,11 @@ SLACK_LENGTH = 2_000  # the limit of Discord; Mattermost and Slack accept more
 _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
 
-# Slack escapes three characters as HTML does. Discord and Mattermost undo this, and then interpret
-# Markdown and mentions, such as `@here`, `<#1>`, `[text](url)` and `~channel`. An invisible space
-# after one of their characters prevents this. A backtick is replaced, since a code block would hide
-# the links after it. All three services turn `https://example.com` into a link, and some of them
-# also `example.com`.
+# Slack requires the HTML escapes of `&`, `<` and `>`. Discord and Mattermost decode these escapes,
+# and then interpret Markdown and mentions, such as `@here`, `<#1>`, `[text](url)` and `~channel`.
+# An invisible space after a special character prevents this. A backtick is replaced, since a code
+# block would hide the links after it. All three services turn `https://example.com` into a link,
+# and some of them also `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
@@ -52,25 +53,26 @@ class Notice(NamedTuple):
 
     kind: EventKind
     at: str  # RFC 3339
-    agent: str  # its name, or else its ID
+    agent: str  # the agent's name, or else its ID
     task: str | None = None  # the name of the task
     reason: str | None = None  # the whole text of the error or of the question
     seconds: float | None = None  # how long the task ran
     since: str | None = None  # see `EventKind.since`
     on_time: bool | None = None  # agent.back: the run was on time, only its report was late
-    url: str | None = None  # the task or agent page
+    url: str | None = None  # the URL of the task or agent page
     answer_url: str | None = None
-    choices: Sequence[tuple[str, str]] = ()  # of each button: label, form-encoded body of its POST
-    task_id: str | None = None  # of a task's events at the same time, the most important is listed
+    # For each button, its label and the form-encoded body of its POST.
+    choices: Sequence[tuple[str, str]] = ()
+    task_id: str | None = None  # of a task's events at one time, only the most important is listed
     agent_id: str = ""  # only the last state of an agent, or of a task, is listed
 
 
 class Message(NamedTuple):
-    """A message for people, as JSON or as an email, or a webhook."""
+    """A webhook, or a message for people as JSON or as an email."""
 
     url: str
     body: bytes
-    subject: str = ""  # of an email, whose text is the body
+    subject: str = ""  # of an email; its text is `body`
     id: str = ""
     headers: Mapping[str, str] = {}
     secrets: Sequence[str] | None = None  # for a webhook, which is signed when it is sent
@@ -85,7 +87,7 @@ class Message(NamedTuple):
 
 
 def ntfy_address(target: str) -> tuple[str, str]:
-    """The URL to post to and the topic, from the URL of a topic; raises ValueError."""
+    """Split the URL of a topic into the URL to post to, and the topic; raises ValueError."""
     parts = urlsplit(target)
     root, _, topic = parts.path.rstrip("/").rpartition("/")
     if not _NTFY_TOPIC.fullmatch(topic):
@@ -94,7 +96,7 @@ def ntfy_address(target: str) -> tuple[str, str]:
 
 
 def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
-    """A message to a topic. `notices` are the first of `count` events, as in `slack` and `mail`."""
+    """A message for ntfy; `notices` describe the first of `count` events."""
     notices, unlisted = _distinct(notices), count - len(notices)
     first, is_alone = notices[0], len(notices) + unlisted == 1
     url, topic = ntfy_address(target)
@@ -174,7 +176,7 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
         state = notice.agent_id or notice.agent if notice.kind.is_of_agent else None
         state = notice.task_id if notice.kind.is_of_task else state
         if notice.kind == AGENT_LATE:
-            # A late agent can still be broken.
+            # A late agent can also be broken.
             state = (state, AGENT_LATE.name)
         elif notice.kind.is_of_agent:
             latest.pop((state, AGENT_LATE.name), None)
@@ -215,7 +217,7 @@ def _texts(
     escape: Callable[[str], str] = str,
     has_links: bool = True,
 ) -> Iterator[str]:
-    """The text below the title, then shorter versions of it; the links are not escaped."""
+    """Yield the text below the title, then shorter versions; `escape` is not applied to links."""
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
     if len(notices) + unlisted == 1:
         for length in REASON_LENGTHS:

@@ -1,4 +1,4 @@
-"""Secrets and signatures of webhooks, by Standard Webhooks 1.0."""
+"""Secrets and signatures of webhooks, as specified by Standard Webhooks 1.0."""
 
 import base64
 import hashlib
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from secrets import token_bytes
 
 PREFIX = "whsec_"
-SECRET_BYTES = 32  # the specification requires 24 to 64
+SECRET_BYTES = 32  # the specification requires 24 to 64 bytes
 
 
 def new_secret() -> str:
-    """A new secret, in the form that receivers use: `whsec_` and base64."""
+    """A new secret in the format of Standard Webhooks: `whsec_` and base64."""
     return PREFIX + base64.b64encode(token_bytes(SECRET_BYTES)).decode()
 
 
 def is_secret(text: str) -> bool:
-    """Whether this has the form of a secret."""
+    """Whether the text has the format of a secret."""
     try:
         _key(text)
     except ValueError:
@@ -25,7 +25,7 @@ def is_secret(text: str) -> bool:
 
 
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of a webhook, signed by each of `secrets`, newest first.
+    """The three headers of a webhook, with a signature by each of `secrets`, newest first.
 
     `timestamp` is the time of this attempt in seconds since 1970; `webhook_id` is the same at every
     attempt. Raises ValueError without a secret, for an invalid secret, and for an ID with a full

@@ -39,8 +39,8 @@ def send_mail(
     """Send a plain-text email within `seconds`; a failure of the server is returned, not raised.
 
     Raises Interrupted if `interrupt` was set before the server accepted or refused the email.
-    `confirm` is called once, before the content is sent. Its errors end the attempt and are raised
-    here.
+    `confirm` is called once, before the content is sent. An error that `confirm` raises ends the
+    attempt, and is raised here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     connection = Connection(server.at, _ANYWHERE, deadline, system_addresses, interrupt)
@@ -71,8 +71,8 @@ class _Session(smtplib.SMTP):
     """SMTP on an open connection, with one deadline for all replies."""
 
     def __init__(self, connection: Connection, deadline: Deadline, domain: str) -> None:
-        # Introduce this machine by the domain: by default, smtplib would look up a name, without a
-        # deadline.
+        # Send the sender's domain in EHLO. By default, smtplib would look up the name of this
+        # machine, without a deadline.
         super().__init__(local_hostname=domain)
         self._connection, self._deadline = connection, deadline
         self.sock = connection.sock
@@ -90,7 +90,7 @@ class _Session(smtplib.SMTP):
         return super().getreply()
 
     def encrypt(self) -> None:
-        """Like `starttls`, with the connection's own check of the certificate."""
+        """Like `starttls`, but the connection itself verifies the certificate."""
         code, reply = self.docmd("STARTTLS")
         if code != 220 or self.file is None:
             raise smtplib.SMTPResponseException(code, reply)
@@ -157,12 +157,13 @@ def _refusal(server: MailServer, what: str, code: int, reply: bytes | str) -> Ou
 
 
 def mail(sender: str, recipient: str, subject: str, text: str, message_id: str) -> bytes:
-    """An email of plain text; `message_id` is the part before the domain of the sender."""
+    """A plain-text email; `message_id` is the part of the Message-ID before the @."""
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     name, address = sender_parts(sender)
     message["From"] = Address(name, addr_spec=address)
     message["To"] = recipient
-    # Python decodes `=?utf-8?q?a=0ABcc:_b?=`; before 3.11.10 it writes the line break unchanged.
+    # Python decodes an encoded word such as `=?utf-8?q?a=0ABcc:_b?=`. Before version 3.11.10, it
+    # then writes the line break unchanged, which adds a header.
     message["Subject"] = subject.replace("=?", "=\u200b?")
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = f"<{message_id}@{address.rpartition('@')[2]}>"

@@ -34,7 +34,8 @@ _HEADERS = {
 
 Resolver = Callable[[str], list[str]]
 
-# A look-up cannot be interrupted, only abandoned, so this limits how many run at once.
+# A DNS lookup can only be abandoned, not interrupted, so the number of concurrent lookups is
+# limited.
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
@@ -43,7 +44,7 @@ class NoResponseError(Exception):
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP or HTTPS to a target, with checked addresses and one deadline for all steps."""
+    """A connection to a target, with a check of its addresses and one deadline for all steps."""
 
     def __init__(
         self,
@@ -61,9 +62,9 @@ class Connection(http.client.HTTPConnection):
             self.default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Connect to the first allowed address that accepts, and encrypt for HTTPS.
+        """Connect to the first allowed address that accepts a connection, and encrypt for HTTPS.
 
-        Raises RefusedError if no address is allowed, NoResponseError if none accepts or its
+        Raises RefusedError if no address is allowed, NoResponseError if no address accepts or the
         certificate is refused, TimeoutError and Interrupted.
         """
         addresses = self._allowed_addresses()
@@ -94,7 +95,7 @@ class Connection(http.client.HTTPConnection):
         except (OSError, TooLargeError, http.client.HTTPException):
             raise
         except Exception as error:
-            # The library parses the parameters of a media type, which can raise any exception.
+            # `http.client` parses the parameters of a media type, which can raise any exception.
             raise http.client.HTTPException from error
 
     def start_tls(self) -> None:
@@ -142,7 +143,7 @@ def system_addresses(host: str) -> list[str]:
 
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[destinations.Address]:
-    """The addresses that `resolve` finds; raises NoResponseError when there are none in time."""
+    """The addresses of a host; raises NoResponseError if `resolve` finds none in time."""
 
     def run() -> list[str]:
         try:
@@ -179,24 +180,24 @@ def post_once(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """POST `body` to `url` within `seconds`; failures of the receiver are outcomes.
+    """POST `body` to `url` within `seconds`; a failure of the receiver is returned, not raised.
 
     Only the status and the headers determine the outcome; a slow or broken body adds to the
     duration. Raises Interrupted if `interrupt` was set before the response. `confirm` is called
-    before the request, once the connection is open, which can take long. Its errors are raised
-    here.
+    before the request is sent, but after the connection is open, which can take long. An error that
+    `confirm` raises is raised here.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
         target = destinations.check_url(url, allowed)
         connection = Connection(target, allowed, deadline, resolve, interrupt)
-        # Sent without a session of requests, which would use proxies and .netrc, and read the whole
-        # decoded body of a redirect.
+        # The request is not sent by a session of `requests`, which would use proxies and .netrc,
+        # and would read the whole decoded body of a redirect.
         request = requests.Request("POST", url, {**_HEADERS, **headers}, data=body).prepare()
         with contextlib.closing(connection):
             connection.connect()
             confirm()
-            # A receiver may respond and close the connection before it has read everything.
+            # A receiver may respond and close the connection before it has read the whole request.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", request.path_url, request.body, request.headers)
             outcome = _outcome_of(connection.getresponse())
