@@ -298,7 +298,7 @@ def _measure_backup(place: Place, databases: Databases) -> None:
     file.unlink()
     waits, _ = removal.with_writer(place.writer, back_up)
     place.add_waits("while a backup is made", waits)
-    place.add("size of this backup", file.stat().st_size / 1e6, "MB")
+    place.add("size of the backup", file.stat().st_size / 1e6, "MB")
     file.unlink()
 
 
