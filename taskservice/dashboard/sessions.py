@@ -98,7 +98,7 @@ def form_key() -> KeyRow:
 def require_own_sign_in() -> None:
     """Raises 403 if a proxy signs people in."""
     if current_app.config["LOGIN_HEADER"]:
-        raise Problem(403, "Sign in at the proxy: this service signs nobody in")
+        raise Problem(403, "Sign in at the proxy: sign-in with a key is disabled")
 
 
 def begin_session(key: KeyRow) -> None:

@@ -468,7 +468,7 @@ def change_selected() -> Response:
     result = reports.change_many(caller, change["action"], change["taskIds"], key)
     flash(f"{plural(result['done'], 'task')} {PARTICIPLES[change['action']]}.")
     for code, count in Counter(refused["code"] for refused in result["refused"]).items():
-        flash(f"{plural(count, 'task')} left as before: {error_codes.CODES[code].meaning}")
+        flash(f"{plural(count, 'task')} not changed: {error_codes.CODES[code].meaning}")
     return redirect_to_page(back, "tasks.list_all")
 
 

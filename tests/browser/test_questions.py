@@ -325,7 +325,7 @@ def test_agent_is_run_by_keyboard_and_as_json(visitor: Visitor, alice: RemoteCli
     check_accessible(page)
     assert page.locator("form .buttons .button").evaluate_all(FIT) == [True, True]
     page.get_by_role("link", name="As JSON").click()
-    field = page.get_by_label("Input, a JSON object")
+    field = page.get_by_label("Input (a JSON object)")
     expect(field).to_have_value(re.compile('"copies": 2'))
     check_accessible(page)
     field.fill(field.input_value().replace('"copies": 2', '"copies": 4'))

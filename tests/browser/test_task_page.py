@@ -717,7 +717,7 @@ def test_failed_task_is_run_again_with_another_input(visitor: Visitor, site: Sit
     site.alice.report(task, status="error", error={"message": "n must be 2"})
     page = open_task(visitor, task)
     page.get_by_role("link", name="Run again…").click()
-    field = page.get_by_label("Input, a JSON object")
+    field = page.get_by_label("Input (a JSON object)")
     expect(field).to_have_value('{\n  "n": 1\n}')
     check_accessible(page)
     field.fill('{"n": 2')
@@ -747,7 +747,7 @@ def test_open_pages_of_a_task_learn_that_it_was_run_again(visitor: Visitor, site
     site.alice.report(task, status="error")
     form = visitor.context.new_page()
     form.goto(f"{visitor.page.url}tasks/{task['id']}/rerun")
-    form.get_by_label("Input, a JSON object").fill("{...")
+    form.get_by_label("Input (a JSON object)").fill("{...")
     page = open_task(visitor, task)
     expect(page.locator(".button.main")).to_have_text("Run again…")
     again = site.alice.post(f"/task/{task['id']}/rerun").json or {}
@@ -755,7 +755,7 @@ def test_open_pages_of_a_task_learn_that_it_was_run_again(visitor: Visitor, site
     for tab in (page, form):
         expect(tab.locator(".again")).to_have_text(soon)
         expect(tab.locator(".main", has_text="Run again")).to_have_count(0)
-    expect(form.get_by_label("Input, a JSON object")).to_have_value("{...")
+    expect(form.get_by_label("Input (a JSON object)")).to_have_value("{...")
     sample_data.shift(site.app, again, 150)
     expect(page.locator(".again")).to_have_text("Run again 2 min ago: running")
     page.get_by_role("link", name="Run again 2 min ago").click()

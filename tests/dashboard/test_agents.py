@@ -305,7 +305,7 @@ def test_expected_runs_are_set_in_the_form_of_the_agent(window: Browser, alice: 
     assert due == due_times(agent["expect"], clock.moved(first, -90_000), 3)
     assert facts(text)["Next run"].startswith("due ")
     assert typed(window) == ["25h", "", "", "0s", "2h"]
-    assert "A run hangs after 2 h." in re.sub(r"\s+", " ", text)
+    assert "A run counts as hanging after 2 h." in re.sub(r"\s+", " ", text)
 
 
 def test_expected_runs_by_cron_are_in_the_zone_of_the_form(

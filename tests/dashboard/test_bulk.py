@@ -58,7 +58,7 @@ def test_checked_tasks_are_deleted_after_a_page_that_says_which(
     assert "2 tasks deleted." in window.get("/?sort=createdAt").text
     # The same form again, as after going back.
     confirm(window, target, page)
-    assert "2 tasks left as before" in window.get("/").text
+    assert "2 tasks not changed" in window.get("/").text
 
 
 def test_all_that_match_are_deleted_and_the_filters_stay(window: Browser, alice: ApiClient) -> None:
