@@ -27,7 +27,7 @@ from taskservice.terms import AGENT_PREFIX, FULL, LINK, READ
 
 
 class Caller(NamedTuple):
-    """The user to whom an API key or a link belongs, limited to an agent if it is an agent key."""
+    """The user of an API key or a link, and the agent to which an agent key is limited."""
 
     user_id: str
     agent_id: str | None
@@ -202,7 +202,7 @@ def valid_key(text: str, now: str) -> KeyRow:
 
 
 def set_caller(key: KeyRow, now: str) -> Caller:
-    """Let this request act as the caller of `key`, and record the key's use."""
+    """Set the owner of `key` as the caller of this request, and record the use of the key."""
     key_uses[key.id] = now
     caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name, key.access)
     g.caller = caller

@@ -86,7 +86,7 @@ def _public_url(text: str) -> str:
 
 
 def _header(text: str) -> str:
-    # gunicorn drops headers with an underscore, which could be mistaken for other headers.
+    # gunicorn drops headers with an underscore in the name, which could imitate other headers.
     if not re.fullmatch("[A-Za-z0-9-]+", text):
         raise ValueError("must be the name of a header, such as X-Remote-User")
     return text
@@ -115,7 +115,7 @@ class Config:
 
     DATA: Path = _setting(Path("instance"), Path, "Directory for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
-        "", address.parse, "Database: `postgresql://...`; unset: an SQLite file in `DATA`."
+        "", address.parse, "Database URL: `postgresql://...`; unset: an SQLite file in `DATA`."
     )
     SECRET_KEY: str = _setting(
         "",
@@ -128,7 +128,7 @@ class Config:
     WAITS: int = _setting(
         200,
         _number(1, 1000),
-        "Maximum streams and waiting requests of a server process, in addition to `THREADS`.",
+        "Number of streams and waiting requests that a server process allows, besides `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
         0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
@@ -198,7 +198,7 @@ class Config:
     def from_environment(
         cls, environ: Mapping[str, str] = os.environ, may_create: bool = True
     ) -> "Config":
-        """The settings from `TASKSERVICE_...` variables; empty means unset. Raises ConfigError."""
+        """The settings from `TASKSERVICE_...` variables, if not empty. Raises ConfigError."""
         values: dict[str, Any] = {}
         for setting in fields(cls):
             if text := environ.get(PREFIX + setting.name):
@@ -210,7 +210,7 @@ class Config:
         return replace(config, DATA=config.DATA.absolute()).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
-        """These settings with the URLs and the secret key, which is created if `may_create`."""
+        """These settings with URLs and the secret key; a missing key is created if `may_create`."""
         # The URL is built from parts, since a ? or % in the path would need an escape in text.
         url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:

@@ -14,7 +14,7 @@ def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def exact_double(text: str) -> float | None:
-    """The double that equals a number, or None if there is no such double.
+    """The double that equals the number in `text`, or None if no double equals it exactly.
 
     Raises ValueError if the number is too large for a double, or its exponent is out of range.
     """

@@ -46,7 +46,8 @@ class FormParser(FormDataParser):
         return super().parse(io.BytesIO(data), mimetype, content_length, *arguments)
 
 
-# A longer `Accept` is ignored, as RFC 9110 allows; browsers send about 140 characters.
+# Maximum length of an `Accept` header. A longer header is ignored, as RFC 9110 allows; browsers
+# send about 140 characters.
 MAX_ACCEPT = 1_000
 
 

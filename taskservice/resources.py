@@ -23,7 +23,7 @@ def provide(app: Flask, resource: object) -> None:
 
 
 def find(kind: type[T], app: Flask | None = None) -> T:
-    """The resource of exactly this class in `app`, by default the current app."""
+    """The resource of the class `kind` in `app`, by default in the current app."""
     resource: T = (app or current_app).extensions[EXTENSION][kind]
     return resource
 

@@ -41,7 +41,7 @@ CANCELLED: Final = "cancelled"
 TIMEOUT: Final = "timeout"
 ERROR_TYPES: tuple[ErrorType, ...] = (FAILED, CANCELLED, TIMEOUT)
 
-# A delivery's state; FAILED and CANCELLED are states too.
+# A delivery's state, which can also be FAILED or CANCELLED.
 PENDING, DELIVERED = "pending", "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 
@@ -143,7 +143,7 @@ WEBHOOK_LOG_BYTES = 256 * 1024
 
 
 def key_hint(key: str) -> str:
-    """The start and end of a key, so that its owner can recognize it in a list."""
+    """The start and end of a key, so that the owner can recognize the key in a list."""
     return f"{key[: key.rindex('_') + 1]}…{key[-4:]}"
 
 
@@ -177,7 +177,7 @@ def seconds(retry_after: str) -> float | None:
     return None if until is None else max((until - datetime.now(UTC)).total_seconds(), 0)
 
 
-# How to add the service to each MCP client, for the documentation, the command and the dashboard.
+# How to add the service to each MCP client: for documentation, `mcp-config` and the dashboard.
 
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
@@ -190,7 +190,7 @@ class McpClient(NamedTuple):
 
     name: str
     title: str
-    file: str | None  # the configuration file for the lines; None if they are a command
+    file: str | None  # the configuration file for the lines; None if the lines are a command
     lines: str  # URL stands for the address of `/mcp`, and KEY for the variable
 
     @property

@@ -11,7 +11,7 @@ from taskservice.errors import overloaded
 class UserSlots:
     """Slots for requests that do the same costly work; a user holds at most `per_user` slots.
 
-    Since a waiting request holds a thread, only one request of each user waits for a slot.
+    Since a waiting request holds a thread, only one request of each user can wait for a slot.
     """
 
     def __init__(self, count: int, wait_seconds: float, refusal: str, per_user: int = 1) -> None:
@@ -24,7 +24,7 @@ class UserSlots:
 
     @contextmanager
     def hold(self, user_id: str) -> Iterator[None]:
-        """Hold a slot for this user; raises 503 if none is free in time."""
+        """Hold a slot for this user; raises 503 if no slot becomes free in time."""
 
         def is_free() -> bool:
             is_allowed = self._holding.count(user_id) < self._per_user

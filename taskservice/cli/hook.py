@@ -28,7 +28,7 @@ HEADER = (
     "REASON",
 )  # fmt: skip
 COLOURS = {"failing": "31", "off": "31"}
-# Columns that a narrow terminal omits, in this order.
+# Columns that are left out on a narrow terminal, in this order.
 OPTIONAL = ("LAST DELIVERED", "LABEL", "AGENT", "EVENTS", "FORMAT", "NAME")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
 DELIVERY_OPTIONAL = ("NEXT ATTEMPT", "TASK", "AGENT")
@@ -121,8 +121,8 @@ def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:
 def add(target: str, as_json: bool, **fields: Any) -> None:
     """Add a hook, and print its ID.
 
-    TARGET is the URL of an ntfy topic, of an incoming webhook of Slack, Mattermost or Discord,
-    or of a program; or mailto:ADDRESS.
+    TARGET is mailto:ADDRESS, or the URL of an ntfy topic, of a program, or of an incoming webhook
+    of Slack, Mattermost or Discord.
     """
     with service_client() as client:
         named = _named(client, fields)

@@ -100,7 +100,7 @@ class Known(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        # Imported here, since the server commands need no client.
+        # Imported only here, since the server commands need no client.
         from taskservice.client import Client, TaskServiceError
 
         try:
@@ -142,7 +142,7 @@ json_object = flag("--json", "as_json", help="Print one JSON object.")
 
 def json_input(value: str) -> dict[str, Any]:
     """The object in JSON, in a file (`@FILE`) or on stdin (`@-`), with exact numbers."""
-    # Imported here, since the server commands need no runner.
+    # Imported only here, since the server commands need no runner.
     from taskservice.runner.run import parse_object
 
     data = value.encode(errors="replace")

@@ -55,7 +55,7 @@ def command(
     command_line: tuple[str, ...],
     **fields: Any,
 ) -> None:
-    """Run CMD as a task: its output becomes the log, its exit status the outcome.
+    """Run CMD as a task: its output becomes the log, and its exit status decides the outcome.
 
     The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
     last line that CMD prints, if that line is a JSON object. The command exits with the exit status

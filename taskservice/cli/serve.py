@@ -129,8 +129,8 @@ def background_command() -> None:
     """Run only the background work: webhooks, timeouts, retention.
 
     Each `serve` process does this work too, and any number of processes can share a database.
-    Tasks time out only while `serve` or another WSGI server runs, because otherwise their agents
-    could not report.
+    Tasks time out only while `serve` or another WSGI server runs, since agents can report only to a
+    server.
     """
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)

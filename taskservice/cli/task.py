@@ -1,4 +1,4 @@
-"""`taskservice task`: start, list, show, follow, rerun, cancel, share and delete; `grep`."""
+"""`taskservice task` and `grep`: start, list, follow, search and manage tasks."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Tasks as text for a person, with times in this machine's time zone."""
+"""Formats tasks as text for people, with times in this machine's time zone."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ HEADER = ("ID", "STATUS", "STARTED", "TOOK", "LINES", "AGENT", "NAME", "NOTE", "
 # Columns that are omitted if all their cells are empty. A name is shown only if it differs from the
 # agent's ID.
 OFTEN_EMPTY = ("NAME", "NOTE", "LABELS")
-# Columns that a narrow terminal omits, in this order.
+# Columns that are left out on a narrow terminal, in this order.
 OPTIONAL = ("LABELS", "LINES", "TOOK")
 # ANSI colours: green, blue, yellow, red and grey.
 COLOURS = {

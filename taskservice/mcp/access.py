@@ -9,7 +9,7 @@ from taskservice.web.request import is_loopback, url_parts
 
 
 def require_access() -> None:
-    """Check the host, origin and key of a request before its method. Raises 401 and 403."""
+    """Check the host, origin and key of a request. Raises 401 and 403."""
     host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
     # In a DNS rebinding attack, a web page sends requests to this machine, but with another Host.
     if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
@@ -26,7 +26,7 @@ def require_access() -> None:
 
 
 def add_headers(response: Response) -> Response:
-    """Vary responses by key and origin, and let web pages of allowed origins read them."""
+    """Set `Vary` for the key and the origin; let web pages of allowed origins read the response."""
     headers, origin = response.headers, request.environ.get("HTTP_ORIGIN")
     headers.add("Vary", f"{KEY_HEADERS}, Origin")
     if origin is not None and _is_allowed(origin):

@@ -117,7 +117,7 @@ def with_era(call: Call, headers: Headers) -> Call:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
     if call.method in NAMED_BY:
         parameter, name = NAMED_BY[call.method], _header(headers, "Mcp-Name")
-        # Some clients do not send the header in calls about tasks.
+        # Some clients do not send `Mcp-Name` in calls about tasks.
         is_needed = call.method == "tools/call" or name is not None
         if is_needed and _decoded(name) != call.params.get(parameter):
             raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")

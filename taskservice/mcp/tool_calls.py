@@ -272,7 +272,7 @@ def fixed_tool(
     annotations: Mapping[str, bool] = READ_ONLY,
     **arguments: dict[str, Any],
 ) -> Callable[[Function], Function]:
-    """Make a function a tool with its name; `arguments` are the schemas of the tool's arguments."""
+    """Make a function a tool of the same name; `arguments` contains the schema of each argument."""
 
     def add(function: Function) -> Function:
         schema = {

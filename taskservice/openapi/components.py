@@ -53,7 +53,7 @@ TAGS = {
 
 
 def value(description: str, *samples: Any, required: bool = False, **schema: Any) -> Object:
-    """A parameter or header with its JSON Schema; `required` if each success contains it."""
+    """A parameter or header with its JSON Schema; `required` if it is always present."""
     schema |= {"examples": list(samples)} if samples else {}
     schema = {"type": "string", **schema}
     return {"description": description, "required": required, "schema": schema}

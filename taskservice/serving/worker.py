@@ -102,7 +102,7 @@ def _respond(future: Future[Any], call: Callable[[], Any]) -> None:
 
 
 class RequestReader(SocketUnreader):
-    """Reads a request, which must arrive before its `deadline` (monotonic)."""
+    """Reads a request, which must arrive before `deadline`, a monotonic time."""
 
     deadline = inf
     has_head = False
