@@ -58,8 +58,8 @@ def put(caller: Caller, agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
     Fields that are null or left out keep their values, except that `"expect": null` removes the
-    expected runs. Setting `expect` clears the late state, and the next run is expected relative to
-    the current time. Returns 201 if the agent is new. The name of a new agent defaults to its ID.
+    expected runs. Setting `expect` clears the late state and restarts the schedule at the current
+    time. Returns 201 if the agent is new. The name of a new agent defaults to its ID.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(user_schemas.agent_schema, agent, 201 if is_new else 200)
@@ -118,7 +118,7 @@ def list_numbers(caller: Caller, agent_id: str, query: dict[str, Any]) -> Respon
 def delete(caller: Caller, agent_id: str) -> Response:
     """Delete an agent.
 
-    Deletes the API keys of the agent too.
+    Also deletes the API keys of the agent.
     """
     return responses.dump(user_schemas.agent_schema, agent_service.delete(caller, agent_id))
 

@@ -72,7 +72,7 @@ def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
 def delete(caller: Caller, hook_id: str) -> Response:
     """Delete a hook.
 
-    Cancels its pending deliveries. Returns the deleted hook.
+    Cancels the pending deliveries of the hook. Returns the deleted hook.
     """
     return responses.dump(hook_schema, hooks.delete(caller, hook_id))
 
@@ -106,7 +106,7 @@ def list_deliveries(caller: Caller, hook_id: str) -> Response:
     errors=[DELIVERY_UNDER_WAY],
 )
 def redeliver(caller: Caller, hook_id: str, delivery_id: str) -> Response:
-    """Deliver to a hook again.
+    """Send a delivery of a hook again.
 
     Schedules this delivery for immediate sending, whatever its state, and restarts its retry
     schedule.

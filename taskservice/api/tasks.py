@@ -86,7 +86,8 @@ def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     `expand`, the response has no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
-    read = logs.get_task if shape.has_logs else task_service.get  # the first reads a small log too
+    # `logs.get_task` also reads the log if it is small.
+    read = logs.get_task if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)
@@ -235,11 +236,11 @@ def list_deliveries(caller: Caller, task_id: str) -> Response:
     example={"nextAttemptAt": examples.TIME},
 )
 def redeliver(caller: Caller, task_id: str) -> Response:
-    """Deliver again.
+    """Send the webhook of a task again.
 
     Schedules the newest delivery for immediate sending, whatever its state, and restarts its retry
     schedule. The webhook is sent soon after this response, with the same `webhook-id` and the
-    current task.
+    current state of the task.
     """
     return responses.dump(delivery_schema, delivery_service.redeliver(caller, task_id), 202)
 

@@ -161,7 +161,7 @@ def tab_url(tab: str) -> str:
 
 
 def is_tab(tab: str) -> bool:
-    """Whether this tab is the current tab."""
+    """Whether `tab` is the current tab."""
     return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
 
 
@@ -198,8 +198,8 @@ _DIGITS = re.compile("[0-9a-f]{8,32}")
 
 
 def destination() -> str | None:
-    """The URL of a task if the text in the search box is its ID, or of the list with a label if the
-    text is a label of tasks; None if the text is a part of a name.
+    """The URL for the text in the search box: the task with this ID, or the list of tasks with this
+    label. None for any other text, which is searched for in names.
     """
     text = first_texts(request.args).get("q", "").strip()
     digits = text.lower().replace("-", "")

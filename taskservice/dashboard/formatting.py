@@ -32,7 +32,7 @@ def is_blank(text: str) -> bool:
 
 
 def number(value: int) -> str:
-    """12,345."""
+    """The number with commas, such as 12,345."""
     return f"{value:,}"
 
 
@@ -42,7 +42,7 @@ def utc_text(text: str) -> str:
 
 
 def state_of(row: Any) -> str:
-    """The status of a task, or "waiting" while no agent has claimed it."""
+    """The status of a task, or "waiting" until a worker claims the task."""
     is_waiting = row.status == RUNNING and row.claimed_at is None
     return WAITING if is_waiting else str(row.status)
 

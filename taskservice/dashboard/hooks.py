@@ -203,7 +203,7 @@ def _choice(title: str, titles: Mapping[str, str], description: str = "", **keyw
 
 
 def _link_warning() -> str:
-    """A warning if messages have no links or their links work only on this machine; or empty."""
+    """A warning if messages have no links or only links to this machine; otherwise empty."""
     url: str = current_app.config["PUBLIC_URL"]
     if url and not is_loopback(urlsplit(url).hostname or ""):
         return ""

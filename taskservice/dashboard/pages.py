@@ -55,7 +55,7 @@ KEEP_BACK = {
 # The header lets page.js distinguish a deleted task from a 404 that a proxy sends.
 GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
-# `data:` is for images in the outputs of tasks. Only page.js can turn text into HTML, with the
+# `data:` allows images in the outputs of tasks. Only page.js can turn text into HTML, with the
 # Trusted Types policy `own-page`.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "

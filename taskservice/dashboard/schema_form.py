@@ -28,7 +28,7 @@ Errors: TypeAlias = dict[str, list[str]]
 # The kinds of fields. A field of the kind JSON is for values that no other kind can show.
 TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
 CHOICE, CHOICES, JSON = "choice", "choices", "json"
-# A text whose maximum length is larger has a field with several lines.
+# A text that can have more characters than this has a field with several lines.
 LONG = 200
 # Maximum number of references to follow for one schema.
 MAX_REFERENCES = 8
@@ -316,7 +316,7 @@ def sentence_of(errors: Mapping[str, Any]) -> str:
 class InputForm:
     """The input of a task, typed into fields or as one JSON text, and the errors by field."""
 
-    # The agent's input schema, as stored: JSON text.
+    # The agent's input schema as JSON text.
     stored_schema: str
     typed: Texts = field(default_factory=dict)
     # The input as JSON text; None if the form has fields.

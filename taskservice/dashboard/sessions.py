@@ -13,7 +13,7 @@ from taskservice.database.rows import KeyRow
 from taskservice.errors import Problem
 from taskservice.web.request import SPACE
 
-# The session also contains its end, so that a copied cookie can't be used for longer.
+# The session also contains its expiry time, so that a copied cookie can't be used for longer.
 LIFETIME = timedelta(days=7)
 
 
@@ -37,7 +37,7 @@ def resume_session() -> bool:
 
 
 def _of_proxy(now: str) -> KeyRow | None:
-    """The key of the person that the proxy sends; None if the header is empty. Raises 403."""
+    """The key of the person whom the proxy names; None if the header is empty. Raises 403."""
     # WSGI decodes headers as Latin-1. If a header is sent twice, a comma separates its values.
     sent = request.headers.get(current_app.config["LOGIN_HEADER"], "").strip(SPACE)
     name = sent.encode("latin-1").decode(errors="replace")
@@ -106,5 +106,5 @@ def begin_session(key: KeyRow) -> None:
     set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
-    # The end of the session stays the same, although each change of the session renews the cookie.
+    # The expiry time stays the same, although each change of the session renews the cookie.
     session["until"] = clock.now(LIFETIME.total_seconds())

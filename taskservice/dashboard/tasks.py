@@ -47,7 +47,7 @@ from taskservice.web.request import TEXT, require_link
 MAX_CHILDREN = 50
 # The width of the waterfall chart, in SVG units.
 WIDTH = 1_000
-# The time scale of running tasks grows in steps, so that the page of a long task seldom changes.
+# The time scale grows in steps of this length while a child runs, so that the page seldom changes.
 STEP_SECONDS = 10
 # Maximum number of differences between two tasks on a page, and of characters in a value.
 MAX_DIFFERENCES = 50
@@ -62,7 +62,7 @@ LONGEST = 366 * 86_400
 
 
 def _expected_end(agent: AgentRow, task: TaskRow) -> str | None:
-    """The estimated end of a running task, by its progress or its agent's usual duration."""
+    """The estimated end of a running task, from its progress or its agent's usual duration."""
     if task.status != terms.RUNNING or task.claimed_at is None:
         return None
     if open_questions(task.questions) or task.hanging_since:

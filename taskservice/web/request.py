@@ -153,8 +153,8 @@ MAX_SMALL_BODY = 2 * 1024 * 1024
 # Maximum size of a body in bytes if the request needs no key.
 MAX_BODY_WITHOUT_KEY = 64 * 1024
 
-# A body with more bytes needs a slot, since parsing it can take 25 times its size in memory. The
-# batches of `taskservice run` are smaller.
+# A body larger than this, in bytes, needs a slot, since parsing it can take 25 times its size in
+# memory. The batches of `taskservice run` are smaller.
 LARGE_BODY = 640 * 1024
 _TOO_MANY = "Too many large requests at once; try again later"
 large_body_slots = UserSlots(2, 3.0, _TOO_MANY)
@@ -276,7 +276,7 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_link() -> None:
-    """Replace the token of a link in the path by the ID of the task. Raises 404."""
+    """Replace the token of a link in the path with the ID of the task. Raises 404."""
     path = request.view_args or {}
     authenticate_link(path.pop("token"))
     path["task_id"] = caller.task_id
@@ -382,7 +382,7 @@ def _received() -> bytes:
         this.max_content_length = limit + 1
     elif size > limit:
         raise RequestEntityTooLarge
-    # Receiving the body can take until the time limit of a request.
+    # Receiving the body can take long, so the shared connection is released first.
     end_shared_reading()
     with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
         data = this.get_data(cache=False)

@@ -33,7 +33,7 @@ PIECE_BYTES = 64 * 1024
 
 
 class FastResponse(Response):
-    """A response for which Werkzeug does not copy complete headers, nor the headers of a 304."""
+    """A faster response: Werkzeug does not copy its headers if they are complete."""
 
     # A response without a body has no content type.
     default_mimetype = None
@@ -57,7 +57,7 @@ def dump(
     *,
     many: bool = False,
 ) -> Response:
-    """A JSON response with a row, or with several rows if `many`, dumped by a schema."""
+    """A JSON response with a row, or with several rows if `many`, serialized by a schema."""
     return json(schema.dump(row, many=many), status, headers)
 
 

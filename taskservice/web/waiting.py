@@ -118,7 +118,7 @@ def _key_check() -> Callable[[], bool]:
         if watch.changes != since:
             since = watch.changes
             key = still_valid()
-            # "~" is later than any timestamp.
+            # "~" sorts after any timestamp.
             expires_at = "" if key is None else key.expires_at or "~"
         return clock.now() < expires_at
 
@@ -182,7 +182,7 @@ _UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "ver
 _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
-# The columns that viewers of a link can read.
+# The fields that viewers of a link can read.
 SHARED = Shape(fields=tuple(name for name in SHARED_FIELDS if name != "logs"))
 
 
