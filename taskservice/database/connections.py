@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 class KeptConnections:
     """Connections of an engine; up to `max_kept` unused ones remain checked out of its pool.
 
-    To check a connection out of the pool and back in takes 40 µs, which is longer than a read of a
+    Checking a connection out of the pool and back in takes 40 µs, which is longer than a read of a
     task. `is_usable` checks the driver's connection before each use; the caller receives its
     errors.
     """
@@ -62,7 +62,7 @@ class KeptConnections:
             self._kept.append(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection; if it was lost, also close unused ones, which are probably lost."""
+        """Close a connection; if it was lost, close all unused connections too."""
         if connection.invalidated:
             self.forget()
         connection.close()

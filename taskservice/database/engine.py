@@ -86,7 +86,8 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     path = writer.url.database or ""
 
     def connect() -> Any:
-        # The URI does not create a missing file, since the operator may still restore the old file.
+        # With this URI, SQLite does not create a missing file: the operator may restore the old
+        # file.
         try:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
@@ -135,8 +136,8 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         if context.sqlalchemy_exception is not None:
             statements.redact_details(context.original_exception, context.sqlalchemy_exception)
         if context.is_disconnect:
-            # Without this, a request would wait for the unresponsive server again on the next
-            # connection.
+            # If unused connections remained open, a request would wait for the unresponsive server
+            # again on the next connection.
             reads.forget()
             writes.forget()
 
@@ -169,8 +170,8 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         },
-        # Explicit for the same reason as in `_BEGIN`; the engines of an app replace this with
-        # AUTOCOMMIT.
+        # The isolation level is explicit for the same reason as in `_BEGIN`. The engines of an app
+        # replace it with AUTOCOMMIT.
         "isolation_level": "READ COMMITTED",
     }
 
@@ -187,7 +188,7 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     """Set the pragmas of a connection, whose order matters."""
     # Prevents the driver from beginning transactions itself.
     connection.isolation_level = None
-    # Set before the switch to WAL, which can then wait for a lock.
+    # The timeout is set before the switch to WAL, which can then wait for a lock.
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     # This pragma has an effect only in an empty database, before the switch to WAL. In any other
     # database, it would only cause a write.

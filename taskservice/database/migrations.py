@@ -68,9 +68,9 @@ def upgrade(
     try:
         with turn, command_engine(address).connect() as connection:
             if not file:
-                # This limits the wait for the advisory lock and for table locks.
+                # `lock_timeout` limits the wait for the advisory lock and for table locks.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
-            # Read before anything is written, since the file may belong to another program.
+            # The revision is read first, since the database may belong to another program.
             current = revision(connection)
             if current is None and not may_create:
                 raise NoDatabase(shown(address))
@@ -91,7 +91,7 @@ def upgrade(
 
 
 def reason(error: Exception, file: Path | None = None) -> str:
-    """The reason of a database error in one line; for an SQLite `file`, it mentions a full disk."""
+    """The reason for a database error in one line; mentions a full disk of SQLite's `file`."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has locked it for {MIGRATION_SECONDS} s"

@@ -112,7 +112,7 @@ class Agent(Model):
 
 
 class ApiKey(Model):
-    """An API key of a user or of one of the user's agents; only the digest of its text is here."""
+    """An API key of a user or of one of the user's agents; only a digest of it is stored."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -141,7 +141,7 @@ class ApiKey(Model):
 
 
 class SignInLink(Model):
-    """A single-use link that signs a person in with a key; only the digest of its text is here."""
+    """A single-use link that signs a person in with a key; only a digest of it is stored."""
 
     __tablename__ = "sign_in_links"
 
@@ -208,7 +208,7 @@ class Task(Model):
         # To find the children and the reruns of a task, for example to delete the task.
         partial_index("tasks_by_parent", "parent_id, created_at, id", "parent_id IS NOT NULL"),
         partial_index("tasks_by_rerun", "rerun_of, created_at, id", "rerun_of IS NOT NULL"),
-        # For the health of an agent.
+        # To compute the health of an agent.
         partial_index(
             "tasks_by_agent_end", "user_id, agent_id, finished_at", "finished_at IS NOT NULL"
         ),
@@ -303,7 +303,7 @@ class TaskLabel(Model):
 
 
 class Link(Model):
-    """A link with which anyone can view a task; only the digest of its text is here."""
+    """A link with which anyone can view a task; only a digest of it is stored."""
 
     __tablename__ = "links"
 
@@ -463,7 +463,7 @@ class Hook(Model):
     # If the format is for people: the end of the pause after a message. If the format is for
     # programs: when the pending deliveries expire if the hook remains off.
     quiet_until: Mapped[str | None] = mapped_column(Timestamp)
-    # When the hook was deleted. Maintenance then removes its deliveries in batches, and at last the
+    # When the hook was deleted. Maintenance then removes its deliveries in batches, and finally the
     # hook.
     deleted_at: Mapped[str | None] = mapped_column(Timestamp)
 
@@ -524,7 +524,7 @@ class Delivery(Model):
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
-    # The number of attempts since the last redelivery.
+    # The number of attempts since the delivery was created or last redelivered.
     attempt_count: Mapped[int] = mapped_column(Integer)
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
     # Until `leased_until`, only the holder of `lease` may post the delivery.

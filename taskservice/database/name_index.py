@@ -3,10 +3,10 @@
 # On PostgreSQL, the index needs the extension pg_trgm. The names are in a separate table, since
 # each append writes a new version of a row of `tasks`: in an index of `tasks`, PostgreSQL would
 # then add all trigrams of the name again. On SQLite, maintenance adds the names in batches. If the
-# request that starts a task added its name, a third of the request's time would be spent on that.
-# The index covers tasks up to the row number in `task_names_indexed`. A search treats later tasks,
-# and tasks in `task_names_outdated`, as candidates. The list of tasks checks the name of each
-# candidate, so a candidate that does not match does no harm.
+# request that starts a task added its name, a third of the request's time would be spent on the
+# index. The index covers tasks up to the row number in `task_names_indexed`. A search treats later
+# tasks, and tasks in `task_names_outdated`, as candidates. The list of tasks checks the name of
+# each candidate, so a candidate that does not match does no harm.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 

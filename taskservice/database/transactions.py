@@ -134,8 +134,8 @@ def database_time() -> str:
 
 def current_time(connection: Connection) -> str:
     """The current time by the clock of this connection's database, read inside its transaction."""
-    # All nodes use this clock for `finishedAt`. Therefore `sort=finishedAt` is correct across
-    # nodes, and a node with a wrong clock cannot make a task look old enough to be removed.
+    # All nodes use the database's clock for `finishedAt`. Therefore `sort=finishedAt` is correct
+    # across nodes, and a node with a wrong clock cannot make a task look old enough to be removed.
     now: str = _NOW.scalar(connection)
     return now
 

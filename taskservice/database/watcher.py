@@ -116,7 +116,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """A slot for a stream or a wait of a user; `is_over` is true once another took it."""
+    """A slot for a stream or a wait; `is_over` is true once another request has taken it."""
 
     user_id: str
     is_stream: bool = False

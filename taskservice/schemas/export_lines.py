@@ -52,8 +52,8 @@ class LineSchema(Schema):
     """The base of the lines of an export; `of_rows` adds the fields of rows to a subclass."""
 
     class Meta:
-        # Ignore unknown fields: the export may be by a later version of the service, which has more
-        # fields.
+        # Ignore unknown fields: a later version of the service, which has more fields, may have
+        # written the export.
         unknown = EXCLUDE
 
     @classmethod

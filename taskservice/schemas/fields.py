@@ -327,7 +327,7 @@ class ResponseSchema(Schema):
     optional: ClassVar[tuple[str, ...]] = ()
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # This is for the OpenAPI document: the service does not load responses.
+        # Only the OpenAPI document uses `required`, since the service does not load responses.
         field_obj.required = field_name not in self.optional
 
 

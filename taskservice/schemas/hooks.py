@@ -83,7 +83,7 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
     model = Hook
 
     class Meta(fields.RowSchema.Meta):
-        # All fields except the token.
+        # Responses omit the token.
         fields = (
             "id", "name", "target", "format", "events", "agentId", "label", "answerLinks",
             "after", "createdAt", "state", "reason", "failingSince", "lastDeliveredAt",

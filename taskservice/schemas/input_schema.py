@@ -43,7 +43,7 @@ _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
 _NOWHERE = {
     "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef",
     "$schema", "$vocabulary", "dependencies", "x-mcp-header",
-    # Each nested level of these two doubles the time of the validator.
+    # Each nested level of these two keywords doubles the time of the validator.
     "unevaluatedItems", "unevaluatedProperties",
 }  # fmt: skip
 # Keywords whose value is a schema, a list of schemas, or an object whose values are schemas. The
@@ -150,7 +150,8 @@ def _compiled(schema: str) -> "tuple[jsonschema_rs.Draft202012Validator, Weight]
 
     root, _ = _loads(schema)
     try:
-        # Checked first: `_weight` relies on the types of the keywords' values.
+        # The schema is validated first, since `_weight` relies on the types of the keywords'
+        # values.
         _schema_of_schemas().validate(root)
         weight = _weight(root)
         return _validator(root), weight
@@ -175,7 +176,7 @@ def _schema_of_schemas() -> "jsonschema_rs.Draft202012Validator":
 
 
 def _weight(root: dict[str, Any]) -> Weight:
-    """Raises ValidationError."""
+    """Compute the weight of a schema; raises ValidationError."""
     schemas = dict(_schemas("#", root))
     count = numbers = slow = formats = 0
     patterns: list[str] = []

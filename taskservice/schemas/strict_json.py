@@ -34,7 +34,7 @@ class UnsupportedNumber(ValueError):
 
 
 def loads_request(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
-    """Like `loads`, for text from a client; raises NotJson for too many values, too."""
+    """Like `loads`, for text from a client; also raises NotJson for too many values."""
     # Check the counts before the text is parsed, since parsing can take too much memory.
     _check_counts(data, max_containers)
     return loads(data)
@@ -54,7 +54,8 @@ def loads(data: bytes) -> Any:
     more than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Called only if the text may contain NUL, since this takes longer than all checks.
+        # The substitution runs only if the text may contain NUL, since it takes longer than all
+        # checks.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     try:
         text = data.decode()

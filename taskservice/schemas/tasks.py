@@ -145,7 +145,7 @@ class BulkResultSchema(fields.ResponseSchema):
     done = fields.integer("The number of tasks that were changed.", 28, minimum=0)
     refused = fields.array("The tasks that were not changed.", items=Nested(RefusedSchema()))
     tasks = fields.array(
-        "The IDs of the new tasks of reruns; absent for other actions.",
+        "The IDs of the new tasks; only for the action `rerun`.",
         items=fields.uuid("The new task's ID.", examples.TASK),
     )
 
@@ -239,7 +239,7 @@ class FoundSchema(fields.ResponseSchema):
     """A page of the results of a search."""
 
     hits = fields.array(
-        "The lines that match: newest task first, the lines of a task in their order in the log.",
+        "The matching lines, newest task first; the lines of a task are in the order of its log.",
         items=Nested(HitSchema()),
     )
     searched = Nested(SearchedSchema())
@@ -278,7 +278,7 @@ class EventSchema(fields.ResponseSchema):
 
 
 class FinishedTaskSchema(fields.ResponseSchema):
-    """A finished task. The agent must stop its work only if the task was cancelled."""
+    """A finished task; if the task was cancelled, the agent must stop its work."""
 
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)

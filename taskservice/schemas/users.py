@@ -176,7 +176,9 @@ class AgentSchema(AgentOfTaskSchema):
 class NumberPathSchema(fields.ResponseSchema):
     """A path at which an agent's outputs contain numbers."""
 
-    path = fields.text("A key, or two keys with a dot between them.", "usage.output_tokens")
+    path = fields.text(
+        "A key of the output, or two nested keys with a dot between them.", "usage.output_tokens"
+    )
     last = fields.StoredNumber("The newest number at this path.", 1843)
     count = fields.integer("How many outputs have a number at this path.", 100, minimum=1)
 

@@ -16,7 +16,7 @@ class Receiver(NamedTuple):
     """A host in the callbacks of one user; another user's callbacks to this host may work."""
 
     user_id: str
-    host: str  # with the port, as in the URL
+    host: str  # including the port, as in the URL
 
 
 def host_of(url: str) -> str:

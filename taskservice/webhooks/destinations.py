@@ -30,7 +30,7 @@ _KINDS = {
         "fd00:ec2::/32 fd00:c1::a9fe:a9fe fd00:42::42 fd20:ce::254",
     ),
     "loopback": _networks("127.0.0.0/8 ::1"),
-    # 100.64.0.0/10 is shared by the customers of a provider; Tailscale uses it too.
+    # The customers of an internet provider share 100.64.0.0/10; Tailscale uses it too.
     "private": _networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7"),
     "link-local": _networks("169.254.0.0/16 fe80::/10"),
     "multicast": _networks("224.0.0.0/4 ff00::/8"),
@@ -100,8 +100,8 @@ _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _LABEL = r"[a-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
-# The last label must contain a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than
-# intended.
+# The last label of a host pattern must contain a letter: `*`, `hooks.*` and `10.0.0.*` would allow
+# more than intended.
 _PATTERN = re.compile(r"([a-z0-9_*-]+\.)*[0-9_*-]*[a-z][a-z0-9_*-]*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 

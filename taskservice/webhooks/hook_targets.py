@@ -33,7 +33,7 @@ def without_secret(target: str, kind: str) -> str:
         return url.path or target
     parts = [part for part in url.path.split("/") if part]
     if kind == terms.SLACK:
-        # The last part is the secret.
+        # The last part of the path is the secret.
         parts = [part for part in parts if part != "slack"][-2:-1]
         shown = [part for part in parts if _WORDS.fullmatch(part) or _NUMBER.fullmatch(part)]
     elif kind == terms.NTFY:

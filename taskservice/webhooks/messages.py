@@ -21,7 +21,7 @@ NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
-MAX_LINES = 20  # the maximum number of events that a message lists
+MAX_LINES = 20  # the maximum number of events in the list of a message
 LABEL_LENGTH = 40
 # ntfy sends up to 4,000 bytes of a message to phones, turns a message above 4,096 bytes into an
 # attachment, and refuses a body above 8,192 bytes. NTFY_BYTES limits the whole body, including the
@@ -72,10 +72,10 @@ class Message(NamedTuple):
 
     url: str
     body: bytes
-    subject: str = ""  # of an email; its text is `body`
+    subject: str = ""  # the subject of an email, whose text is in `body`
     id: str = ""
     headers: Mapping[str, str] = {}
-    secrets: Sequence[str] | None = None  # for a webhook, which is signed when it is sent
+    secrets: Sequence[str] | None = None  # the secrets that sign a webhook
     hook: Any = None  # the row of the hook; None for a callback
     text: str | None = None  # the text for people, without links
 

@@ -21,7 +21,7 @@ from taskservice.webhooks.retry_schedule import MAX_RETRY_AFTER
 
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
-# How many bytes of a response are stored, and the maximum number of bytes of a character.
+# How many bytes of a response are stored, and the maximum number of bytes of a UTF-8 character.
 KEPT_BYTES = 1024
 LONGEST_CHARACTER = 4
 
