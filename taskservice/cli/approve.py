@@ -78,7 +78,7 @@ def command(agent: str | None, timeout: int) -> None:
                 threading.Thread(target=_end_after, args=[wait], daemon=True).start()
             prompt = _prompt()
             if prompt["tool_name"] == "AskUserQuestion":
-                _no_answer("only it has the choices")
+                _no_answer("only the terminal shows the choices")
             connection.call("GET", "/user", responses.USER, **REACH)
             agent = agent or (None if connection.agent_key_hint else _caller(prompt))
             asking: Any = {"agent_id": agent, "on_start": on_start}
@@ -125,7 +125,7 @@ def _prompt() -> dict[str, Any]:
         or not all(isinstance(prompt.get(name), kind) for name, kind in FIELDS.items())
         or is_deeper(prompt, 100)
     ):
-        exit_with_error(f"stdin must have the JSON of a {EVENT} hook, at most 5 MiB")
+        exit_with_error(f"stdin must contain the JSON of a {EVENT} hook, at most 5 MiB")
     return dict(Masker(os.environ).mask_json(prompt))
 
 
@@ -182,7 +182,7 @@ def _fenced(text: str, room: int) -> str:
     """The text in a code block; if it is too long, its start and end with a notice between them."""
     if len(text) <= room and len(block := _block(_visible(text))) <= room:
         return block
-    mark = f"(cut here: {len(text):,} characters in all, the middle is not shown)"
+    mark = f"(cut here: the middle of {len(text):,} characters is not shown)"
     half = (room - len(mark) - 4 * (LONGEST_RUN + 2)) // 2
     head, tail = _visible(text[:half])[:half], _visible(text[-half:])[-half:]
     return f"{_block(head)}\n{mark}\n{_block(tail)}"

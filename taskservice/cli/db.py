@@ -69,7 +69,9 @@ def back_up(file: Path, force: bool) -> None:
     try:
         marker.touch(0o600)
     except OSError as error:
-        notice(f"{marker} can't be written: {error.strerror}; the time of this backup is unknown")
+        notice(
+            f"{marker} can't be written: {error.strerror}; the time of this backup is not recorded"
+        )
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         notice(f"also back up {key}")

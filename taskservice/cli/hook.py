@@ -149,7 +149,7 @@ def edit(hook_id: str, as_json: bool, **fields: Any) -> None:
     with service_client() as client:
         changes = _named(client, fields)
         if not changes:
-            raise click.UsageError("needs at least one option")
+            raise click.UsageError("Give at least one option.")
         hook = client.update_hook(_find(client, hook_id)["id"], **changes)
     print_json(hook) if as_json else print_line(f"{hook['id']} is changed")
 

@@ -57,7 +57,7 @@ def _save(profiles: Mapping[str, Mapping[str, str]]) -> None:
     except OSError as error:
         exit_with_error(f"{http.profiles_file()} can't be written: {error.strerror}")
     if set_variables := [name for name in ("TASKSERVICE_URL", KEY_VARIABLE) if name in os.environ]:
-        notice(f"while {set_variables[0]} is set, nothing that was stored is used")
+        notice(f"while {set_variables[0]} is set, the stored URL and key are not used")
 
 
 @options.command("taskservice logout")

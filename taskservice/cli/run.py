@@ -75,7 +75,7 @@ def command(
     if is_resend:
         _resend(agent, command_line)
     if not command_line:
-        raise click.UsageError("Missing the program: taskservice run -- CMD ...")
+        raise click.UsageError("The program is missing: taskservice run -- CMD ...")
     with one_line_errors():
         try:
             connection = Connection(retry_timeout=PROGRAM_SECONDS)
@@ -108,7 +108,7 @@ def _agent_id(agent: str | None, connection: Connection, program: str) -> str | 
     if agent is not None and not AGENT_ID.fullmatch(agent):
         raise SettingError(f"agentId: {agent} must match {AGENT_ID.pattern}")
     if agent is not None and not is_given:
-        notice(f"the agent is {agent}, after the program; --agent names another one")
+        notice(f"the agent is {agent}, named after the program; --agent changes the name")
     return agent
 
 

@@ -25,4 +25,4 @@ def command(user: str, key: str | None) -> None:
     with service_app():
         link = sign_in_links.create_for(user, key)
         print_line(page_url(f"sign-in/{link.token}"))
-        notice(f"It is valid once, until {link.expires_at[11:16]} UTC")
+        notice(f"The link works once, until {link.expires_at[11:16]} UTC")

@@ -135,7 +135,7 @@ def list_all(
             newest = list(islice(tasks, rows + 1))
             task_text.print_tasks(newest[:rows])
             if len(newest) > rows:
-                notice(f"these are the newest {rows}; use --limit N for more, or --json for all")
+                notice(f"only the newest {rows} tasks are shown; use --limit N or --json for more")
 
 
 def _filters(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,9 @@ with `Allow` for a method that the path does not support, 417 for an unsupported
 501 for an unsupported transfer encoding. Every path with GET supports HEAD, and every path supports
 OPTIONS.
 
-Every response has an `X-Request-Id`. It is the value that the request sent, if that has at most 128
-visible ASCII characters; otherwise it is a new ID. Errors and the service's log contain it too.
+Every response has an `X-Request-Id`. It is the value that the request sent, if this value has at
+most 128 visible ASCII characters; otherwise, it is a new ID. Errors and the service's log contain
+this ID too.
 """
 
 TAGS = {

@@ -393,7 +393,7 @@ def test_long_command_is_cut_in_the_middle(machine: AgentMachine, character: str
     assert 3_000 < len(message) <= 4_000
     lines = message.split("\n")
     count = len(json.loads(json.dumps(command)))
-    mark = f"(cut here: {count:,} characters in all, the middle is not shown)"
+    mark = f"(cut here: the middle of {count:,} characters is not shown)"
     place = lines.index(mark)
     assert lines[1] == lines[place - 1]
     assert set(lines[1]) == {"`"}

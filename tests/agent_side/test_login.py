@@ -82,7 +82,7 @@ def test_address_of_the_environment_is_the_default(laptop: AgentMachine) -> None
     laptop.url = laptop.user.url
     kept = laptop.run("login", input=f"{laptop.user.key}\n")
     assert f"is logged in to {laptop.user.url}" in kept.stdout
-    assert "while TASKSERVICE_URL is set, nothing that was stored is used" in kept.stderr
+    assert "while TASKSERVICE_URL is set, the stored URL and key are not used" in kept.stderr
 
 
 def test_file_that_cannot_be_written_is_one_line(laptop: AgentMachine) -> None:

@@ -639,7 +639,9 @@ def test_agent_is_by_default_the_file_name_of_the_program(
     program.write_text("#!/bin/sh\necho told >&2; exit 7\n")
     program.chmod(0o755)
     result = machine.run("run", "--", str(program))
-    notice = f"taskservice: the agent is {agent}, after the program; --agent names another one\n"
+    notice = (
+        f"taskservice: the agent is {agent}, named after the program; --agent changes the name\n"
+    )
     assert (result.returncode, result.stderr) == (7, f"{notice}told\n")
     assert machine.user.the_task()["agentId"] == agent
     assert quiet(machine.run("run", "--agent", "b", "--", str(program))) == 7

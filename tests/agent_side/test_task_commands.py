@@ -321,7 +321,7 @@ def test_list_says_that_there_are_more(machine: AgentMachine) -> None:
         machine.user.start("one", name=f"number {number}")
     listed = machine.run("task", "list")
     assert len(listed.stdout.splitlines()) == 21
-    assert "these are the newest 20" in listed.stderr
+    assert "only the newest 20 tasks are shown" in listed.stderr
     assert len(shown_ids(machine)) == 21
     all_of_them = machine.run("task", "list", "--limit", "21")
     assert (len(all_of_them.stdout.splitlines()), all_of_them.stderr) == (22, "")
