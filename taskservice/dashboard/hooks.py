@@ -165,7 +165,7 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
-    answers = "A message about a question has a link, with which anyone can answer without a key."
+    answers = "A message about a question has a link through which anyone can answer without a key."
     properties: Json = {
         "target": _property("Address", addresses),
         "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),
@@ -207,6 +207,6 @@ def _link_warning() -> str:
     url: str = current_app.config["PUBLIC_URL"]
     if url and not is_loopback(urlsplit(url).hostname or ""):
         return ""
-    fault = f"Links in messages lead to {url}, which only this machine reaches."
-    remedy = "Set TASKSERVICE_PUBLIC_URL to the address at which phones reach this service."
+    fault = f"Links in messages lead to {url}, which only this machine can reach."
+    remedy = "Set TASKSERVICE_PUBLIC_URL to an address at which phones can reach this service."
     return f"{fault if url else 'Messages have no links.'} {remedy}"
