@@ -161,7 +161,7 @@ worker_claims: dict[tuple[str, str], str] = {}
 def take_minutes(uses: dict[T, str]) -> dict[T, str]:
     """Remove all times from `uses`, and return them rounded down to the minute.
 
-    Other threads can add times at the same time.
+    Other threads can add times while this function runs.
     """
     return {used: f"{uses.pop(used)[:MINUTE]}:00.000Z" for used in list(uses)}
 

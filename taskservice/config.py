@@ -198,7 +198,10 @@ class Config:
     def from_environment(
         cls, environ: Mapping[str, str] = os.environ, may_create: bool = True
     ) -> "Config":
-        """The settings from `TASKSERVICE_...` variables, if not empty. Raises ConfigError."""
+        """The settings from `TASKSERVICE_...` variables. Raises ConfigError.
+
+        An empty variable counts as unset.
+        """
         values: dict[str, Any] = {}
         for setting in fields(cls):
             if text := environ.get(PREFIX + setting.name):

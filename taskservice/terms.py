@@ -16,7 +16,7 @@ DOCUMENTATION_URL = ""
 
 
 def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
-    """The address of a page such as `docs/tutorial.md#let-it-fail`; without a `url`, its path."""
+    """The URL of a page such as `docs/tutorial.md#let-it-fail`; its path if `url` is empty."""
     return url + page.replace(".md", ".html") if url else page
 
 
@@ -137,7 +137,7 @@ MAX_LIMIT = 1_000
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
 DEFAULT_HITS = 100  # the default number of hits on a page of a search
-# A webhook contains the last lines of the log, up to this number of lines and of bytes.
+# Maximum number of lines, and of bytes, that a webhook contains from the end of the log.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
 

@@ -106,7 +106,7 @@ def list_all(as_json: bool) -> None:
 def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or update the given fields of an existing agent.
 
-    The input schema is used to validate each unclaimed start and each rerun, and to build forms
+    The input schema validates the input of reruns and of tasks for workers, and defines the forms
     in the dashboard and in MCP clients.
 
     With --every or --cron, an agent is late if it starts no task in time. --every 0 removes the

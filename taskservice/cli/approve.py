@@ -64,8 +64,8 @@ def command(agent: str | None, timeout: int) -> None:
 
     Claude Code and Codex call this command from their PermissionRequest hook, with the prompt as
     JSON on stdin. The command starts a task that asks a person, and prints the decision.
-    If the question expires or is declined, the service or the key can't be used, or a signal
-    arrives, the command prints no decision and exits with 0. The agent then asks in its own
+    The command prints no decision and exits with 0 if the question expires or is declined, if the
+    service or the key can't be used, or if a signal arrives. The agent then asks in its own
     terminal. The exit status is 1 if stdin contains no prompt or an option is wrong.
     """
     # A thread waits for these signals, since an exception that a signal handler raises can be lost.
@@ -179,7 +179,7 @@ def _change(old: str, new: str) -> Iterator[str]:
 
 
 def _fenced(text: str, room: int) -> str:
-    """The text in a code block; if it is too long, its start and end with a notice between them."""
+    """The text in a code block; a text that is too long is shortened in the middle."""
     if len(text) <= room and len(block := _block(_visible(text))) <= room:
         return block
     mark = f"(cut here: the middle of {len(text):,} characters is not shown)"

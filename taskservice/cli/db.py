@@ -60,7 +60,7 @@ def check(as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @options.flag("--force", help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
-    """Copy the SQLite database to FILE, and verify the copy. The service can be running."""
+    """Copy the SQLite database to FILE, and verify the copy. You need not stop the service."""
     config, database = _sqlite_file("use pg_dump for PostgreSQL")
     with one_line_errors():
         revision = backup(database, config.secret_key_file, file, force)
@@ -107,7 +107,7 @@ def restore_(file: Path, force: bool) -> None:
 @click.argument("target", metavar="TO", type=_address)
 @options.json_lines
 def copy_(source: URL, target: URL, as_json: bool) -> None:
-    """Copy a database into an empty database, and compare them.
+    """Copy a database into an empty database, and compare the two.
 
     FROM and TO are each an SQLite file or a postgresql:// URL. Neither database may be in use. If
     the copy is interrupted, run the same command again to resume it.

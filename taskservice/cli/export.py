@@ -38,7 +38,7 @@ def _time(value: str) -> str:
 def command(user: str | None, since: str | None) -> None:
     """Print users with their agents, hooks and tasks as JSON Lines.
 
-    The service can be running. Keys, secrets and links are not exported.
+    You need not stop the service. Keys, secrets and links are not exported.
     """
     with service_app():
         try:

@@ -154,7 +154,7 @@ def answer_command(
             else:
                 answered = task.answer(question["id"], _content(question["schema"], values))
         except responses.Invalid as error:
-            # The person typed only the fields, so remove the name of the object around them.
+            # Remove the name of the object, since the person typed only its fields.
             exit_with_error(str(error).replace("content.", ""))
         except responses.Conflict:
             exit_with_error(outcome(_question(client, task_id, question["id"])))

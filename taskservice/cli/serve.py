@@ -28,7 +28,7 @@ from taskservice.terminal import exit_with_error, notice, open_standard_files, p
 def prepare_files() -> None:
     """Make new files private, and open closed standard streams.
 
-    Otherwise, a file could get a descriptor from 0 to 2.
+    Otherwise, a file could get the descriptor of a closed stream.
     """
     open_standard_files()
     keep_owner_permissions()

@@ -29,9 +29,9 @@ def add(name: str) -> None:
 @click.argument("name", type=options.text)
 @options.flag("--yes", help="Do not ask for the name again.")
 def delete(name: str, yes: bool) -> None:
-    """Delete a user with all tasks, agents, keys and secrets, permanently.
+    """Permanently delete a user with all tasks, agents, keys and secrets.
 
-    The service can be running. The tasks are deleted first, so that their programs stop. No
+    You need not stop the service. The tasks are deleted first, so that their programs stop. No
     webhooks are sent. The command can be interrupted and repeated.
     """
     with service_app():

@@ -32,7 +32,7 @@ def ended_if_killed(
         with suppress(BrokenPipeError):
             os.write(writer, data)
 
-    # Block the signals, since Python discards an exception of a handler during the fork.
+    # Block the signals: if a handler raises an exception during the fork, Python discards it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # OSError: there are too many processes, or no child to wait for because SIGCHLD is ignored.
     with suppress(OSError):

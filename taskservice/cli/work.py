@@ -63,7 +63,7 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._stopping = False
         self._is_registered = False
-        self._printed: type[Exception] | None = None  # the error that was last printed
+        self._printed: type[Exception] | None = None  # the type of the last printed error
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
         """Forward a signal to the programs; unless it is PROGRAM_ONLY, claim no more tasks."""

@@ -208,7 +208,7 @@ def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
 
 
 def working_state(task: TaskRow) -> dict[str, Any]:
-    """The state of a running task; the message is its question, its note or its last line."""
+    """The state of a running task; the message is a question, the note or the last log line."""
     if questions := open_questions(task.questions):
         message = f"asks: {questions[0]['message']}"
     else:

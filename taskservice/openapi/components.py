@@ -146,4 +146,4 @@ REFUSALS = {
     408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",
     415: "WrongContentType", 422: "Invalid", 431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
 }  # fmt: skip
-ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # errors of any request
+ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # errors that any request can cause

@@ -92,7 +92,7 @@ def return_freed_memory() -> None:
 
 
 def connect_application(worker: Worker) -> None:
-    """Start the background loops of our application."""
+    """Start the background loops if the application is this service."""
     return_freed_memory()
     app = worker.app.wsgi()
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:

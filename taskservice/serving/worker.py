@@ -1,4 +1,4 @@
-"""gunicorn's `gthread` worker, with time limits for slow clients and threads for waits."""
+"""gunicorn's `gthread` worker, with time limits for slow clients and extra threads for waits."""
 
 import errno
 import os
