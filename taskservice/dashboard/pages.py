@@ -1,4 +1,4 @@
-"""Access, security headers, templates, errors and links back to a list, for all pages."""
+"""Access control, security headers, templates, errors and links back to a list, for all pages."""
 
 import os
 from collections import defaultdict

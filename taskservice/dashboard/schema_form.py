@@ -373,7 +373,7 @@ def from_request(schema: str, typed: Texts, default: str = "") -> InputForm:
 
 
 def begun(schema: str, stored: str | None = None, is_text: bool = False) -> InputForm:
-    """The form to show at first, with the `stored` input or the schema's defaults.
+    """The initial form, with the `stored` input or the schema's defaults.
 
     The form is one JSON text if `is_text` is true or if fields can't show the input.
     """

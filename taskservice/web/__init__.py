@@ -1,1 +1,1 @@
-"""Requests, responses, long polls and event streams, for the API, MCP and the dashboard."""
+"""Requests, responses, long polling and event streams, for the API, MCP and the dashboard."""
