@@ -188,7 +188,7 @@ class Config:
         "User that `serve` adds to an empty database, printing a sign-in link and the API key.",
     )
     LOG_LEVEL: str = _setting(
-        "info", _choice("debug", "info", "warning", "error"), "Lowest level to log."
+        "info", _choice("debug", "info", "warning", "error"), "Lowest level of logged messages."
     )
     LOG_FORMAT: str = _setting(
         "text", _choice("text", "json"), "Format of the service's log: `text` or `json`."

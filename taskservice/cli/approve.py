@@ -51,7 +51,7 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
 
 @options.command("taskservice approve", "< prompt.json")
 @options.text_option(
-    "--agent", metavar="ID", help="Agent that asks (default: claude-code or codex)."
+    "--agent", metavar="ID", help="Agent that asks (default: claude-code, codex or approve)."
 )
 @click.option(
     "--timeout",

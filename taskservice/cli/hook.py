@@ -38,7 +38,7 @@ hook_argument = click.argument("hook_id", type=options.known_hook)
 
 @click.group("hook", cls=options.Group)
 def command() -> None:
-    """Manage hooks: phones, chats, mailboxes and programs that are notified of events.
+    """Manage hooks, which notify people and programs of events.
 
     HOOK_ID can be any unique prefix of a hook's ID.
     """

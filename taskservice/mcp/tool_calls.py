@@ -454,7 +454,7 @@ def search_logs(call: Call, arguments: Arguments) -> Result:
     if page.end:
         cursor = structured["next"] = dump_cursor(SORTS[0], *page.end)
         lines.append(
-            "There are more tasks or lines: this search stopped at a task of "
+            "There are more tasks or lines: this search stopped at a task created at "
             f"{structured['searched']['until']}. To continue, call search_logs with the same "
             f"arguments and the cursor {cursor}"
         )
