@@ -32,9 +32,7 @@ NOT_TYPED = {
     "install -m 640 -g caddy ": "tests/deploy/test_web_servers.py reads this file",
     "systemctl reload caddy": "tests/deploy/test_booted_machine.py restarts it",
     'echo "ann@example.org:': "it asks for a password",
-    "git pull\n(umask 077 && podman compose ": "it needs the volumes of an older version",
     "podman exec tasks ": "tests/deploy/test_containers.py runs commands in a container",
-    "podman compose stop ": "it needs the volumes of an older version",
 }
 PROGRAMS = {
     "claude": """echo '{"result": "done"}'""",

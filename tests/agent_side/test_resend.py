@@ -22,7 +22,7 @@ from tests.support.mounts import fill, small_disk
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 def killed_run(machine: AgentMachine) -> Path:
@@ -147,7 +147,7 @@ def test_agent_that_the_key_cannot_see_does_not_stop_the_program(
         process = machine.spawn_script(script)
         assert process.read_line() == "ready\n"
         receiver.answer = played.problem(404, "No such agent", code="not_found")
-        printed, notices = process.communicate("go on\n", timeout=30)
+        printed, notices = process.communicate("go on\n", timeout=PATIENCE_SECONDS)
     assert (process.returncode, printed) == (7, "done\n")
     assert "the service refused a request: No such agent; the program continues" in notices
     assert len(machine.left_runs()) == 1

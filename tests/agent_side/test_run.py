@@ -112,7 +112,7 @@ def test_order_is_exact_where_both_outputs_go_to_one_place(
 def test_output_that_is_read_late_is_shown_whole(machine: AgentMachine) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "300000")
     until(lambda: machine.user.tasks(status="complete", fields="id"))
-    shown, _ = process.communicate(timeout=20)
+    shown, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
     assert process.returncode == 0
 
@@ -204,7 +204,7 @@ def test_output_that_is_not_a_regular_file_is_not_read(machine: AgentMachine, ma
     script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
     process = machine.spawn_script(f"{script} && exit 3")
     try:
-        _, notices = process.communicate(timeout=20)
+        _, notices = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.kill()
     assert process.returncode == 3
@@ -317,7 +317,7 @@ def test_cancel_and_deletion_stop_the_program(machine: AgentMachine, how: str, s
     until(lambda: machine.user.the_log()[:1] == ["ready"])
     end = machine.user.cancel if how == "cancelled" else machine.user.delete
     end(machine.user.the_task())
-    _, notices = process.communicate(timeout=30)
+    _, notices = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 143
     assert f"the task was {how}" in notices
     assert [task["endedBy"] for task in machine.user.tasks()] in (["first"], [])
@@ -329,7 +329,7 @@ def test_program_continues_after_another_client_finished_its_task(machine: Agent
     process = machine.spawn_script(script)
     until(lambda: machine.user.the_log() == ["ready"])
     machine.user.report(machine.user.the_task(), status="complete")
-    printed, _ = process.communicate("go on\n", timeout=30)
+    printed, _ = process.communicate("go on\n", timeout=PATIENCE_SECONDS)
     assert printed == "ready\nmore\nstill here\n"
     assert process.returncode == 4
     assert machine.user.the_task()["status"] == "complete"
@@ -347,7 +347,7 @@ def test_heartbeats_come_while_the_program_is_silent(machine: AgentMachine) -> N
             stdin=subprocess.PIPE,
         )  # fmt: skip
         until(lambda: [request.body for request in receiver.requests].count(b'{"logs": []}') >= 2)
-        process.communicate("go on\n", timeout=30)
+        process.communicate("go on\n", timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
 
 
@@ -391,7 +391,7 @@ def test_output_without_a_reader_does_not_hold_up_the_log(machine: AgentMachine)
     process = machine.spawn_script(script)
     until(lambda: machine.user.the_log()[-1:] == ["ready"])
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(PATIENCE_SECONDS) == 143
     process.communicate()
     task = machine.user.the_task()
     assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
@@ -870,7 +870,7 @@ def test_revoked_key_is_reported_and_keeps_the_lines(machine: AgentMachine) -> N
     until(lambda: user.the_log() == ["first"])
     key = user.write("POST", "/key", name="other")["key"]
     user.write("DELETE", f"/key/{user.read('/user')['key']['id']}")
-    _, notices = process.communicate("go on\n", timeout=30)
+    _, notices = process.communicate("go on\n", timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert "API key is invalid" in notices
     machine.key = user.session.headers["apikey"] = key
@@ -882,7 +882,7 @@ def test_late_report_is_accepted(own_service: Service, own_machine: AgentMachine
     process = own_machine.spawn_script("echo 1; read word; echo 2")
     until(lambda: own_machine.user.the_log() == ["1"])
     end_for_silence(own_service)
-    process.communicate("go on\n", timeout=30)
+    process.communicate("go on\n", timeout=PATIENCE_SECONDS)
     task = own_machine.user.the_task()
     assert process.returncode == 0
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])

@@ -408,7 +408,8 @@ def test_phone_has_buttons_for_fingers_and_room_for_the_user(
     task = alice.start(name="Without lines", claim=True)
     phone = {"has_touch": True, "is_mobile": True, "viewport": {"width": 390, "height": 844}}
     visitor = Visitor(chromium, service.url, **phone)
-    page = visitor.sign_in(alice.key)
+    visitor.sign_in(alice.key)
+    page = visitor.go()
     summary = page.locator("#menu summary bdi")
     assert summary.evaluate("node => node.scrollWidth <= node.clientWidth")
     visitor.go(f"/tasks/{task['id']}")

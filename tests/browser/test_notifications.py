@@ -65,7 +65,7 @@ def message(topic: str, number: int) -> dict[str, Any]:
 
 def add(visitor: Visitor, topic: str) -> None:
     """Add a notification of a phone, as a newcomer does: with an address and no documents."""
-    page = visitor.page
+    page = visitor.go()
     page.get_by_role("link", name="Notifications").click()
     page.get_by_role("textbox", name="Address").fill(topic)
     page.get_by_label("Phone").check()

@@ -189,7 +189,8 @@ def test_long_log_is_never_all_in_the_page(visitor: Visitor, site: Site) -> None
 
 def test_key_is_not_kept_in_the_browser(chromium: Browser, site: Site) -> None:
     guest = Visitor(chromium, site.url)
-    page = guest.sign_in(site.alice.key)
+    guest.sign_in(site.alice.key)
+    page = guest.go()
     task = start(site, name="Kept")
     site.alice.append(task, "one line")
     log_menu(guest.go(f"/tasks/{task['id']}")).get_by_label("Wrap long lines").check()
@@ -252,7 +253,8 @@ def test_click_before_the_filtered_list_arrives_keeps_the_filter(
 def test_first_agent_and_first_task_appear_by_themselves(chromium: Browser, site: Site) -> None:
     newcomer = add_user(site.app, f"newcomer {time.monotonic_ns()}")
     guest = Visitor(chromium, site.url)
-    page = guest.sign_in(newcomer.key)
+    guest.sign_in(newcomer.key)
+    page = guest.go()
     assert violations(page) == []
     expect(page.get_by_role("heading", name="No tasks yet")).to_be_visible()
     assert f"TASKSERVICE_URL={site.url}\n" in str(page.locator("#start-curl").text_content())
@@ -507,7 +509,8 @@ def test_open_page_says_that_its_task_was_deleted_elsewhere(
 def test_open_page_says_that_its_session_ended(chromium: Browser, site: Site) -> None:
     key = answered(site.alice.post("/key", json={"name": "guest"}), 201)
     guest = Visitor(chromium, site.url)
-    page = guest.sign_in(key["key"])
+    guest.sign_in(key["key"])
+    page = guest.go()
     site.alice.delete(f"/key/{key['id']}")
     page.get_by_role("link", name="Sign in again").click()
     expect(page.get_by_label("API key")).to_be_visible()
@@ -552,6 +555,7 @@ def test_key_is_created_copied_used_and_revoked(
     expect(page.locator("th", has_text="from the browser")).to_have_count(1)
     guest = Visitor(chromium, site.url)
     guest.sign_in(key)
+    guest.go()
     page.get_by_role("link", name="Revoke… from the browser").click()
     page.get_by_role("button", name="Revoke the key").click()
     expect(page.locator("#notice")).to_contain_text("Revoked the key “from the browser”.")
@@ -562,7 +566,8 @@ def test_key_is_created_copied_used_and_revoked(
 
 def test_sign_out_leaves_nothing_to_go_back_to(chromium: Browser, site: Site) -> None:
     guest = Visitor(chromium, site.url)
-    page = guest.sign_in(site.alice.key)
+    guest.sign_in(site.alice.key)
+    page = guest.go()
     sign_out(page)
     expect(page.get_by_text("You are signed out.")).to_be_visible()
     page.go_back()
@@ -588,7 +593,8 @@ def test_service_needs_no_proxy(chromium: Browser, tmp_path: Path) -> None:
         alice = service.add_user("alice")
         task = alice.start(name="Without a proxy", claim=True)
         visitor = Visitor(chromium, service.url)
-        page = visitor.sign_in(alice.key)
+        visitor.sign_in(alice.key)
+        page = visitor.go()
         page.get_by_role("link", name="Without a proxy").click()
         expect(page.locator("#log-state")).to_have_text("live")
         alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["one line"]})

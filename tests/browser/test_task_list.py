@@ -187,7 +187,8 @@ def test_filters_and_selection_work_without_scripts(
     chromium: Browser, service: Service, alice: RemoteClient
 ) -> None:
     visitor = Visitor(chromium, service.url, java_script_enabled=False, **PHONE)
-    page = visitor.sign_in(alice.key)
+    visitor.sign_in(alice.key)
+    page = visitor.go()
     page.get_by_text("Filter", exact=True).click()
     page.get_by_label("Name").fill("task 1")
     page.get_by_role("button", name="Apply").click()

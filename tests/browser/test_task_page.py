@@ -746,7 +746,7 @@ def test_open_pages_of_a_task_learn_that_it_was_run_again(visitor: Visitor, site
     task = start(site, name="Fails")
     site.alice.report(task, status="error")
     form = visitor.context.new_page()
-    form.goto(f"{visitor.page.url}tasks/{task['id']}/rerun")
+    form.goto(f"{site.url}/tasks/{task['id']}/rerun")
     form.get_by_label("Input (a JSON object)").fill("{...")
     page = open_task(visitor, task)
     expect(page.locator(".button.main")).to_have_text("Run again…")

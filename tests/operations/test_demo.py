@@ -19,7 +19,7 @@ from tests.support.api_client import expect
 from tests.support.demo import DEMO, demo_environment, demo_user, running_demo
 from tests.support.marks import one_database
 from tests.support.service import free_port
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 def test_demo_has_a_full_world_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_demo_has_a_full_world_and_leaves_nothing_behind(tmp_path: Path) -> None
         # `make` sends a second signal to its command after the terminal's.
         for _ in range(100):
             demo.process.send_signal(signal.SIGINT)
-        assert demo.process.wait(30) == 0
+        assert demo.process.wait(PATIENCE_SECONDS) == 0
         assert "could not be sent" not in str(demo.process.stderr and demo.process.stderr.read())
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_demo_that_ends_before_it_is_ready_leaves_nothing_behind(
     with subprocess.Popen(DEMO, env=demo_environment(tmp_path)) as process:
         until(lambda: list(tmp_path.glob("*/taskservice.db")))
         process.send_signal(number)
-        assert process.wait(30) == 128 + number
+        assert process.wait(PATIENCE_SECONDS) == 128 + number
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,7 +86,7 @@ def test_demo_that_nohup_starts_ignores_a_hangup(tmp_path: Path) -> None:
         until(lambda: list(tmp_path.glob("*/taskservice.db")))
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
 
 
 def test_demo_on_a_port_in_use_is_one_line(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_demo_that_cannot_print_its_link_leaves_no_service(tmp_path: Path) -> No
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.close()
-        assert process.wait(30) == 1
+        assert process.wait(PATIENCE_SECONDS) == 1
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
     assert list(tmp_path.iterdir()) == []
