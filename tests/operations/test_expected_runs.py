@@ -374,7 +374,7 @@ def test_agents_of_several_users_become_late_in_one_round(
     for person in (bob, alice):
         for number in range(60):
             person.register(f"agent-{number:02}", expect=EVERY)
-            # On a slow machine, the loop would take the registrations for a pause of its own.
+            # Otherwise, on a slow machine, the loop would take these requests for a pause.
             if number % 10 == 0:
                 maintenance.do_round()
     clocks.go_on_with(maintenance, seconds=100)
