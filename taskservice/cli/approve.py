@@ -57,7 +57,7 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["decision"]}
     "--timeout",
     type=options.Duration(minimum=1, maximum=MAX_TIMEOUT),
     default="9m",  # both agents end a hook after ten minutes by default
-    help="Time until the question expires, shorter than the hook's own timeout (default: 9m).",
+    help="Time until the question expires; must be shorter than the hook's timeout (default: 9m).",
 )
 def command(agent: str | None, timeout: int) -> None:
     """Let a person answer the permission prompt of a coding agent.

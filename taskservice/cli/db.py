@@ -79,7 +79,7 @@ def back_up(file: Path, force: bool) -> None:
 
 @command.command("restore", "/backup/taskservice.db")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.flag("--force", help="Replace an existing database, and rename the old file.")
+@options.flag("--force", help="Replace an existing database; the old file is renamed, not deleted.")
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database with the backup FILE. Stop the service first.
 

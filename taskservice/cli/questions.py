@@ -264,7 +264,7 @@ INTERRUPTED = 128 + signal.SIGINT
 @options.text_option(
     "--agent",
     metavar="ID",
-    help="Agent of the task that the command starts outside of a task (default: ask).",
+    help="Agent of the new task, if the command does not run in a task (default: ask).",
 )
 def ask_command(
     message: str,

@@ -165,7 +165,9 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
-    answers = "A message about a question has a link through which anyone can answer without a key."
+    answers = (
+        "Add a link to messages about questions; anyone who opens it can answer without a key."
+    )
     properties: Json = {
         "target": _property("Address", addresses),
         "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),

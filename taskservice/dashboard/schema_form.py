@@ -289,7 +289,7 @@ def _in_utc(text: str) -> str:
 
 
 def _with_zone(text: str) -> str:
-    """A time in RFC 3339; a date and time without a zone is interpreted as UTC."""
+    """An RFC 3339 time; a date and time without a zone is interpreted as UTC."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

@@ -139,7 +139,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d
 
 
 def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
-    """Convert a time in RFC 3339 to UTC with milliseconds and `Z`. Raises ValidationError."""
+    """Convert an RFC 3339 time to UTC with milliseconds and `Z`. Raises ValidationError."""
     try:
         if not isinstance(value, str) or not _TIME.fullmatch(value):
             raise ValueError
@@ -150,7 +150,7 @@ def in_utc(value: Any, shift: timedelta = timedelta(0)) -> str:
         return clock.rfc3339(min(time, latest) + shift)
     except (ValueError, OverflowError):
         example = "2026-11-24T13:36:00Z"
-        raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
+        raise ValidationError(f"Must be an RFC 3339 time, such as {example}.") from None
 
 
 # Times are truncated to milliseconds. `upper_bound` rounds up instead, by adding 999 µs first.

@@ -90,7 +90,7 @@ class FailureSchema(Schema):
 
     type = fields.text("The type of the error: `failed`.", validate=Equal(terms.FAILED))
     message = fields.text(
-        "The reason, for people.", required=True, **fields.bytes_at_most(terms.MAX_MESSAGE)
+        "A human-readable reason.", required=True, **fields.bytes_at_most(terms.MAX_MESSAGE)
     )
 
 

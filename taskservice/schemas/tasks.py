@@ -30,7 +30,7 @@ class TaskErrorSchema(fields.ResponseSchema):
         terms.FAILED,
     )
     message = fields.text(
-        "The reason, for people.",
+        "A human-readable reason.",
         "The mailbox is locked",
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )

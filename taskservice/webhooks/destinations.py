@@ -207,7 +207,7 @@ def read_url(url: str) -> Target:
     try:
         scheme, _, host, port, *_ = parse_url(url)
     except LocationParseError as error:
-        raise RefusedError("The URL has no valid host and port.") from error
+        raise RefusedError("The URL's host or port is invalid.") from error
     if port == 0:
         raise RefusedError("The URL's port is not from 1 to 65535.")
     scheme, host = scheme or "", host or ""

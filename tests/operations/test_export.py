@@ -340,7 +340,7 @@ def test_unknown_user_and_wrong_time_are_refused(source: Place) -> None:
     assert b"There is no user nobody" in done.stderr
     done = source.run("export", "--since", "yesterday")
     assert done.returncode == 2
-    assert b"Must be a time in RFC 3339" in done.stderr
+    assert b"Must be an RFC 3339 time" in done.stderr
 
 
 @both_ways
@@ -413,7 +413,7 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "failed, but running": ("task", lambda line: line.update(error=FAILED), "error: Must match"),
     "other format": ("export", lambda line: line.update(format=2), "format: must be 1, not 2"),
     "other type": ("agent", lambda line: line.update(type="x"), "its type must be one of"),
-    "wrong time": ("log", lambda line: line.update(at="then"), "at: Must be a time in RFC 3339"),
+    "wrong time": ("log", lambda line: line.update(at="then"), "at: Must be an RFC 3339 time"),
     "no times": ("log", lambda line: line.update(at=[]), "at: Must have one time for each"),
     "a gap": ("log", lambda line: line.update(first=2), "first: The next line of the log is 1."),
     "a line too many": ("log", lambda line: line["lines"].append("x"), "at: Must have one time"),
@@ -450,7 +450,7 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
         "taskId: Must be the ID of the preceding task.",
     ),
     "wrong callback": (
-        "task", lambda line: line.update(callback="http://["), "callback: The URL has no valid host"
+        "task", lambda line: line.update(callback="http://["), "callback: The URL's host or port"
     ),
     "wrong attempt": (
         "delivery", lambda line: line["attempts"][0].update(statusCode=1e9), "attempts: 0: statusC"
