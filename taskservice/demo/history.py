@@ -204,7 +204,7 @@ class History:
         if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
-                "Reading the sales of yesterday",
+                "Reading yesterday's sales",
                 f"{orders} orders",
                 "Sent to sales@example.org",
             ]

@@ -91,7 +91,7 @@ AGENT_EXPANSIONS = ("health",)
 
 
 class RecentTaskSchema(fields.ResponseSchema):
-    """A finished task in the health of its agent."""
+    """One of the recently finished tasks in the `health` of an agent."""
 
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The status.", [COMPLETE, ERROR], COMPLETE)

@@ -114,7 +114,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
 
 AGENTS_PER_READ = 50  # an agent has up to 20 KB
 MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
-RECENT = 30  # the number of last finished tasks from which an agent's health is computed
+RECENT = 30  # an agent's health is computed from this many recently finished tasks
 MIN_USUAL = 3  # an agent needs this many complete tasks to have a usual duration
 MAX_RUNNING = 2_000  # the maximum number of running tasks of a user that are counted
 _RUNS = Statement[EndedTaskRow](

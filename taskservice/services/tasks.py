@@ -78,7 +78,7 @@ _finished = (
     .subquery()
 )
 # The newest failure among the last 1,000 finished tasks. Both SQLite and PostgreSQL read the
-# subquery in its order and stop at the first failure.
+# rows in the order of the subquery, and stop at the first failure.
 NEWEST_FAILURE = Statement[TaskRow](
     select(_finished).where(_finished.c.error_type != CANCELLED).limit(1)
 )

@@ -99,7 +99,7 @@ class Connection(http.client.HTTPConnection):
             raise http.client.HTTPException from error
 
     def start_tls(self) -> None:
-        """Encrypt and verify the certificate; raises NoResponseError and TimeoutError."""
+        """Start TLS, and verify the certificate; raises NoResponseError and TimeoutError."""
         self.sock.settimeout(self._deadline.remaining())
         try:
             self.sock = tls_context().wrap_socket(

@@ -467,7 +467,7 @@ def test_hook_that_fails_is_red_with_the_reason(
         assert '<span class="delivery-state failed">failing</span> since <time' in text
         assert reason in text
     row = text_of(window, "/inbox").partition(f'id="hook-{hook["id"]}"')[2]
-    assert "<b>Fails</b> since <time" in row
+    assert "<b>Failing</b> since <time" in row
     assert reason in row
     assert ">1 failing</b>" in text_of(window, "/keys")
 
