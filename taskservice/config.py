@@ -128,10 +128,11 @@ class Config:
     WAITS: int = _setting(
         200,
         _number(1, 1000),
-        "Number of streams and waiting requests that a server process allows, besides `THREADS`.",
+        "Maximum number of streams and waiting requests per server process; each uses a thread in "
+        "addition to `THREADS`.",
     )
     PROXY_HOPS: int = _setting(
-        0, _number(0, 10), "Number of trusted reverse proxies; 0 ignores `X-Forwarded-*`."
+        0, _number(0, 10), "Number of trusted reverse proxies; 0: ignore `X-Forwarded-*`."
     )
     LOGIN_HEADER: str = _setting(
         "",

@@ -50,7 +50,7 @@ _ASKING_NOTHING = (
     # A task whose row is locked is being changed, so its agent is not silent.
     .with_for_update(skip_locked=True)
 )
-# The task with the longest silence comes first, which is the order of an index.
+# Each ORDER BY matches an index, so the database need not sort the tasks.
 _SILENT_BY_DEFAULT = _ASKING_NOTHING.where(
     CLAIMED, Task.last_heartbeat_at < bindparam("long_ago")
 ).order_by(Task.last_heartbeat_at)
@@ -80,7 +80,7 @@ class ClockMonitor:
         # The database's time; None until the clocks have been steady for GRACE_SECONDS.
         self.now: str | None = None
         self.is_first = False  # whether `now` was None in the previous round
-        # The database's time at the last reading, and when the clocks became steady.
+        # The database's time at the last reading, and its time when the clocks became steady.
         self.time = self.steady_since = clock.EARLIEST
         # The last readings of the database's clock, this machine's clock and the monotonic clock.
         self._last: tuple[str, str, float] | None = None
@@ -157,7 +157,7 @@ def time_out_tasks(now: str) -> None:
 
 
 def _end_batch(silent: AnySelect, times: dict[str, str]) -> bool:
-    """End a batch of the silent tasks; returns whether more may remain."""
+    """Time out a batch of the silent tasks; returns whether more may remain."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
         tasks = cast(Sequence[TaskRow], connection.execute(silent, times).all())

@@ -37,7 +37,8 @@ from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
 from taskservice.terms import MAX_TIMEOUT, OPEN, QUESTION_TIMEOUT
 
-# Placeholders for values. A shell reports an error if a command contains a placeholder.
+# Placeholders for values, in angle brackets: if a person does not replace a placeholder, the shell
+# reports an error.
 PLACEHOLDERS = {
     "string": "<text>",
     "number": "<number>",
@@ -45,7 +46,7 @@ PLACEHOLDERS = {
     "boolean": "<true or false>",
     "array": "<choice>",
 }
-# If a question has at most this many choices, the command for each choice is printed.
+# If a question has at most this many choices, a command is printed for each choice.
 MAX_CHOICES = 4
 
 
@@ -154,7 +155,7 @@ def answer_command(
             else:
                 answered = task.answer(question["id"], _content(question["schema"], values))
         except responses.Invalid as error:
-            # Remove the name of the object, since the person typed only its fields.
+            # The service names a field `content.KEY`, but the person typed only KEY.
             exit_with_error(str(error).replace("content.", ""))
         except responses.Conflict:
             exit_with_error(outcome(_question(client, task_id, question["id"])))

@@ -152,7 +152,7 @@ def _shown(hook: HookRow) -> dict[str, Any]:
 
 
 def _form_schema() -> Json:
-    """The form for a new hook, as a JSON Schema whose properties have the names of the API."""
+    """The form for a new hook, as a JSON Schema whose properties are the API's fields."""
     config = current_app.config
     shown, without_mail = dict(FORMATS), ""
     if not config["SMTP_URL"]:

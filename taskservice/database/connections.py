@@ -13,11 +13,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class KeptConnections:
-    """Connections of an engine; up to `max_kept` unused ones remain checked out of its pool.
+    """Connections of an engine; up to `max_kept` unused connections stay checked out of its pool.
 
     Checking a connection out of the pool and back in takes 40 µs, which is longer than a read of a
-    task. `is_usable` checks the driver's connection before each use; the caller receives its
-    errors.
+    task. `is_usable` checks the driver's connection before each use; its exceptions are not caught.
     """
 
     def __init__(self, engine: Engine, is_usable: Callable[[Any], bool], max_kept: int) -> None:

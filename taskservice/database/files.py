@@ -87,7 +87,7 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process has this SQLite database open; the database may be damaged."""
+    """Whether another process has this SQLite database open; also works if it is damaged."""
     # This process must not have the database open: closing the descriptor would release its locks.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -128,8 +128,8 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-# For this time after a check, reads need no new check, which would take twice as long as the read
-# of an API key.
+# For this time after a check, reads do not check again, since a check takes twice as long as
+# reading an API key.
 RECENT_SECONDS = 0.02
 
 
@@ -141,8 +141,8 @@ class DatabaseFiles:
     """
 
     # `_kept` is a connection that remains open after the first use. Otherwise, SQLite would remove
-    # the log when the last connection closes. While the files are open, the file system cannot
-    # reuse their inode numbers.
+    # the write-ahead log when the last connection closes. While the files are open, the file system
+    # cannot reuse their inode numbers, which a check compares.
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")

@@ -55,8 +55,8 @@ def upgrade(
     """Migrate the database to the revision `target`; with `may_create`, create it if it is missing.
 
     Raises DatabaseError, without any change, if the database cannot be opened, belongs to another
-    program or is newer than this code. The same applies to a missing database without `may_create`,
-    and to an older one without `may_change`.
+    program or is newer than this code. It is also raised if the database is missing and
+    `may_create` is false, or if it is older than this code and `may_change` is false.
     """
     address = make_url(url)
     file = sqlite_file(address)
@@ -168,7 +168,7 @@ def _run(connection: Connection, target: str, step_log: _StepLog) -> None:
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if broken:
-            raise DatabaseError(f"A migration broke references of table {broken[0][0]}")
+            raise DatabaseError(f"A migration left invalid foreign keys in table {broken[0][0]}")
 
 
 @cache
@@ -183,7 +183,8 @@ def _check_file(path: Path, may_create: bool) -> None:
         if not may_create and not path.exists():
             raise NoDatabase(path)
         make_folder(path.parent)
-        # The file contains secrets; SQLite gives its other files the same mode.
+        # The file contains secrets, so only its owner may read it. SQLite creates the write-ahead
+        # log and its index with the same mode.
         path.touch(mode=0o600)
         with open_regular(path) as file:
             magic = file.read(16)

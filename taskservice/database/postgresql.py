@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL with a time limit for statements, and their conversion of times."""
+"""Connections to PostgreSQL with a time limit for statements, and the conversion of timestamps."""
 
 import time
 from collections.abc import Generator
@@ -24,7 +24,7 @@ class TimedConnection(Connection[Any]):
     # complete it without the standby, and other clients would see its writes. PostgreSQL continues
     # to wait for the standby after the client has disconnected.
     #
-    # The client enforces the limit instead of the server. Behind a pooler in transaction mode, `SET
+    # The client, not the server, enforces the time limit. Behind a pooler in transaction mode, `SET
     # statement_timeout` would affect the transactions of other clients. `SET LOCAL` would require a
     # transaction for each read, which would make reads 50% slower. A server that hangs could not
     # enforce a limit.

@@ -48,15 +48,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A first attempt checks every STOP_CHECK_SECONDS whether the process stops. If so, the receiver has
-# STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS to end.
+# A first attempt checks every STOP_CHECK_SECONDS whether the process is stopping. If so, the
+# receiver has STOP_SECONDS to respond. Then the attempt is interrupted, and has INTERRUPT_SECONDS
+# to end.
 STOP_CHECK_SECONDS = 0.1
 STOP_SECONDS = 0.5
 INTERRUPT_SECONDS = 0.2
 
 
 class FirstAttemptSlots:
-    """Limits the request threads that wait for receivers.
+    """Limits how many request threads wait for receivers at the same time.
 
     Only a user who holds no slot can get the last free slot.
     """
@@ -137,7 +138,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         outcome = _send(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.destination, outcome.message)
         is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
-        # If the settings do not allow the URL, the receiver has not failed.
+        # A URL that the settings do not allow is not a failure of the receiver.
         if is_well or not outcome.permanent:
             resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
         return deliveries.record_attempt(leased, started, outcome)
@@ -145,7 +146,7 @@ def attempt_delivery(leased: deliveries.Leased, interrupt: Interrupt) -> str:
         return _leave_to_loop(leased)
     except deliveries.LeaseLost as lost:
         reason, state = lost.args
-        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.destination, reason)
+        logger.info("Delivery %s to %s was not posted: %s", leased.id, leased.destination, reason)
         return str(state)
     except Exception:
         logger.exception("Delivery %s remains pending", leased.id)
@@ -330,8 +331,8 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     answer_url, choices = None, []
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
         choices = links.choices(strict_json.loads(event.question_schema.encode()))
-    # If the agent was muted when it broke, the event is from the end of the mute, later than the
-    # failure.
+    # If the agent was muted when it broke, the event was recorded only when the mute ended, so the
+    # notice shows the time of the failure instead.
     broke_at = event.finished_at if kind == AGENT_BROKEN else None
     return Notice(
         kind,

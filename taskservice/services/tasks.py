@@ -114,10 +114,10 @@ def newest_rerun(caller: Caller, task_id: str) -> TaskRow | None:
     return read_one(_NEWEST_RERUN, rerun_of=task_id, **caller.scope)
 
 
-# The columns that a heartbeat changes. Timeouts are checked by the database's clock, so the times
-# are from this clock; the clock of this machine may differ.
+# The columns that a heartbeat changes. The database sets these times, since timeouts are checked
+# against its clock, and this machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-# The columns that describe a hang, with the values that the end of a task sets.
+# The columns that describe a hang, with the values that they get when a task ends.
 NOT_HANGING = {"hanging_since": None, "hanging_reason": None}
 _LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
@@ -153,7 +153,7 @@ def finished_problem(task: TaskRow) -> Problem:
 def delete(caller: Caller, task_id: str) -> TaskRow:
     """Delete a task; returns the task. Raises 404.
 
-    Requests that are reading its log can continue until the sweep removes the log.
+    Requests that are reading its log can continue until the background sweep removes the log.
     """
     with transaction() as connection:
         task = get_locked(connection, caller, task_id)
@@ -171,13 +171,13 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the logs of tasks, as if they had been dropped `seconds` ago."""
+    """Detach the logs of tasks; the sweep treats them as if they were dropped `seconds` ago."""
     dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
 
 class Idempotency(NamedTuple):
-    """The idempotency key and the digest of a request, under the names of their columns."""
+    """The idempotency key and the digest of a request; the fields are named like the columns."""
 
     idempotency_key: str | None = None
     idempotency_digest: str | None = None
@@ -207,7 +207,7 @@ class Idempotency(NamedTuple):
 
 # The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
-# The time of the first check for a hang: no task hangs before the shortest `maxDuration`.
+# The time of the first check for a hang. Before the shortest `maxDuration`, no task can hang.
 _FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
 # The INSERT of a task, which also starts its inactivity timeout.
 NEW_TASK = insert(Task).values(
@@ -245,7 +245,7 @@ def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> t
     if claimed_at is not None and not is_claimed:
         raise invalid({"claimedAt": ["Only allowed with claim."]})
     if claimed_at is not None and not clock.now(-30 * 86_400.0) <= claimed_at <= clock.now():
-        raise invalid({"claimedAt": ["Must not be in the future, nor more than 30 days ago."]})
+        raise invalid({"claimedAt": ["Must be within the last 30 days."]})
     # An invalid callback is rejected before the wait for the write lock.
     _check_callback(fields.get("callback"))
     objects = {name: fields.get(name) or {} for name in ("input", "labels")}
@@ -357,11 +357,12 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
             _NEW_LABEL.run(connection, task_id=task.id, **label)
 
 
-# The status is a literal, as in the conditions of the indexes; otherwise no index would be used.
+# The status is a literal, as in the conditions of the partial indexes; with a bind parameter, the
+# database would not use these indexes.
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
-# A program that starts its own task, as under `taskservice run`, claims the task at its creation.
+# A task that its own program starts, as under `taskservice run`, is claimed when it is created.
 is_claimed_by_worker: ColumnElement[bool] = and_(_is_running, Task.claimed_at > Task.created_at)
 _AGENT_HAS_TASK = select(
     or_(

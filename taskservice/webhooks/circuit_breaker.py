@@ -13,7 +13,7 @@ MAX_RECEIVERS = 1_000
 
 
 class Receiver(NamedTuple):
-    """A host in the callbacks of one user; another user's callbacks to this host may work."""
+    """A host and a user: a host that fails for one user's callbacks may work for another user's."""
 
     user_id: str
     host: str  # including the port, as in the URL
@@ -25,12 +25,12 @@ def host_of(url: str) -> str:
 
 
 class CircuitBreaker:
-    """Opens for a receiver after three failures in a row, and closes a minute after the last."""
+    """Opens for a receiver after MAX_FAILURES in a row; closes OPEN_SECONDS after the last one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # For each receiver, the number of failures in a row and the time of the last failure. The
-        # receivers are in the order of this time.
+        # receivers are sorted by the time of the last failure.
         self._failures: dict[Receiver, tuple[int, float]] = {}
 
     def is_open(self, receiver: Receiver) -> bool:
@@ -41,7 +41,7 @@ class CircuitBreaker:
             return {receiver for receiver in self._failures if self.is_open(receiver)}
 
     def record(self, receiver: Receiver, *, has_failed: bool) -> None:
-        """Count an attempt that has failed; a success resets the count of the receiver."""
+        """Count a failed attempt; a successful attempt resets the count of the receiver."""
         with self._lock:
             count = self._recent_failures(receiver)
             self._failures.pop(receiver, None)

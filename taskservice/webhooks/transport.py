@@ -40,7 +40,7 @@ _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class NoResponseError(Exception):
-    """The receiver did not respond; the text is the reason."""
+    """The receiver did not respond; the message is the reason."""
 
 
 class Connection(http.client.HTTPConnection):
@@ -62,10 +62,10 @@ class Connection(http.client.HTTPConnection):
             self.default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Connect to the first allowed address that accepts a connection, and encrypt for HTTPS.
+        """Connect to the first allowed address that accepts a connection; start TLS if required.
 
-        Raises RefusedError if no address is allowed, NoResponseError if no address accepts or the
-        certificate is refused, TimeoutError and Interrupted.
+        Raises RefusedError if no address is allowed, NoResponseError if no address accepts a
+        connection or TLS fails, TimeoutError and Interrupted.
         """
         addresses = self._allowed_addresses()
         failures = []
@@ -182,10 +182,10 @@ def post_once(
 ) -> Outcome:
     """POST `body` to `url` within `seconds`; a failure of the receiver is returned, not raised.
 
-    Only the status and the headers determine the outcome; a slow or broken body adds to the
-    duration. Raises Interrupted if `interrupt` was set before the response. `confirm` is called
-    before the request is sent, but after the connection is open, which can take long. An error that
-    `confirm` raises is raised here.
+    Only the status and the headers determine the outcome; a broken body is ignored, and a slow body
+    only adds to the duration. Raises Interrupted if `interrupt` was set before the response.
+    `confirm` is called immediately before the request is sent, since connecting can take long.
+    Exceptions that `confirm` raises propagate.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
     try:
@@ -212,7 +212,7 @@ def post_once(
 
 def _outcome_of(response: http.client.HTTPResponse) -> Outcome:
     status = response.status
-    phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
+    phrase = http.client.responses.get(status, "")  # the receiver's reason phrase is not trusted
     sentence = f"The receiver responded with {status} {phrase}".rstrip()
     if 300 <= status < 400:
         sentence += "; redirects are not followed"
