@@ -29,7 +29,7 @@ MAX_FORM_FIELDS = 10_000
 
 
 class FormParser(FormDataParser):
-    """Parses forms; rejects forms with so many fields that they would fill the memory."""
+    """Parses forms; rejects a form with so many fields that it could fill the memory."""
 
     def parse(
         self, stream: IO[bytes], mimetype: str, content_length: int | None, *arguments: Any
@@ -39,7 +39,8 @@ class FormParser(FormDataParser):
             return stream, self.cls(), self.cls()
         data = stream.read()
         if content_length is None:
-            # Werkzeug silently truncates a chunked body to the limit; another read raises 413.
+            # Werkzeug silently truncates a chunked body to the limit; this read raises 413 if the
+            # body is longer.
             stream.read(1)
         if data.count(b"&") >= MAX_FORM_FIELDS:
             raise RequestEntityTooLarge
@@ -63,7 +64,7 @@ class Request(flask.Request):
 
     @property
     def itself(self) -> "Request":
-        """This object; Flask's proxy `request` takes half a microsecond longer for each access."""
+        """This request itself; each access through Flask's proxy `request` takes 0.5 µs longer."""
         return self
 
     @cached_property

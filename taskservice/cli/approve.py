@@ -25,14 +25,15 @@ from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, notice, print_json, shortened
 from taskservice.terms import MAX_TIMEOUT
 
-# The hook is described at https://code.claude.com/docs/en/hooks and
+# The `PermissionRequest` hook is described at https://code.claude.com/docs/en/hooks and
 # https://developers.openai.com/codex/hooks. Its JSON Schemas are in the source code of Codex:
 # codex-rs/hooks/schema/generated/permission-request.command.*.schema.json.
 EVENT = "PermissionRequest"
 FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
 MAX_INPUT = 5 * 1024 * 1024  # in bytes
 MAX_MESSAGE = 4_000
-# Longer runs of backticks are escaped, so that the fence of a code block stays short.
+# Backticks are escaped in runs of at least this length, so that the fence of a code block stays
+# short.
 LONGEST_RUN = 16
 # Unicode categories of characters that are escaped: control, format (such as right-to-left marks),
 # surrogates and separators.
@@ -165,7 +166,8 @@ def _details(tool_input: Mapping[str, Any]) -> Iterator[str]:
         yield from _change("", texts["content"])
     if others := {name: value for name, value in tool_input.items() if name not in shown}:
         text = json.dumps(others, ensure_ascii=False)
-        # Long JSON is not indented, since deeply nested JSON could become many times longer.
+        # Long JSON is not indented, since indentation can make deeply nested JSON many times
+        # longer.
         yield json.dumps(others, ensure_ascii=False, indent=2) if len(text) < MAX_MESSAGE else text
 
 
@@ -174,7 +176,7 @@ def _change(old: str, new: str) -> Iterator[str]:
     before, after = (text.split("\n") if text else [] for text in (old, new))
     if len(old) + len(new) > 2 * MAX_MESSAGE:  # comparing long texts is slow
         return iter([f"-{line}" for line in before] + [f"+{line}" for line in after])
-    # Skip the header, which contains file names and line numbers.
+    # Skip the header of the diff, which contains file names and line numbers.
     return islice(difflib.unified_diff(before, after, n=len(before), lineterm=""), 3, None)
 
 

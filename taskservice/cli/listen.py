@@ -31,14 +31,15 @@ from taskservice.terminal import notice, print_line
 from taskservice.webhooks import signing
 
 POLL_SECONDS = 1.0
-# Tasks that end at nearly the same time can become visible in a different order.
+# How far each poll looks back, since tasks that end at nearly the same time can become visible in a
+# different order.
 OVERLAP = timedelta(seconds=60)
 # Seconds from each failure of a webhook to the next attempt.
 RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "taskservice", "Connection": "close"}
-# The service has responded before, so a response that is not from the service is from a proxy.
+# Retry after NotTheService too: the service has responded before, so this response is from a proxy.
 _UNAVAILABLE = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
@@ -95,8 +96,8 @@ class Forwarder:
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url = client, url
-        # One session for all requests, since Python loses a signal that arrives while a session is
-        # being finalized.
+        # Use one session for all requests, since Python loses a signal that arrives while a session
+        # is being finalized.
         self._session = Session(Limits(MAX_RESPONSE_BYTES))
         # Like the service, use no cookies, and no proxies or passwords from the environment.
         self._session.trust_env = False
@@ -160,7 +161,7 @@ class Forwarder:
             response = self._session.post(
                 self._url, text, headers=headers, timeout=ATTEMPT_SECONDS, stream=True
             )
-        # If a response is malformed, the libraries raise errors of many types.
+        # `requests` and urllib3 raise many types of errors for malformed responses.
         except Exception as error:
             return type(error).__name__
         # As in the service, only the status of the response counts, even if its body is unreadable.
@@ -175,7 +176,7 @@ def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
     count = sum(size <= terms.WEBHOOK_LOG_BYTES for size in sizes)
     log = {"logs": lines[len(lines) - count :], "firstLog": task["logCount"] - count + 1}
     members = list(task.items())
-    # The service's webhooks contain the log after the input.
+    # In the service's webhooks, the log follows the input.
     position = list(task).index("input") + 1
     body = dict(members[:position]) | log | dict(members[position:]) | log
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

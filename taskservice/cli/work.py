@@ -92,8 +92,8 @@ class Worker:
         try:
             if not self._is_registered:
                 self._register(**retries)
-            # A claim waits for at most 2 s, since signals do not interrupt it. A task that it
-            # returns is run even if the worker is stopping.
+            # A claim waits for at most 2 s, since signals do not interrupt it. A task that the
+            # claim returns is run even if the worker is stopping.
             task = claim_task(self._connection, self._agent_id, 2, **retries)
         except NotFound:  # the agent was deleted
             self._is_registered = False

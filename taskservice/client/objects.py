@@ -7,7 +7,7 @@ from taskservice.terms import ErrorType, Status
 
 
 class FinishedTask(TypedDict):
-    """A finished task in `Health`; `seconds` is its duration, or None if it was never claimed."""
+    """A task in `Health.recent`; `seconds` is its duration, or None if it was never claimed."""
 
     id: str
     status: Status
@@ -54,7 +54,7 @@ class Attention(TypedDict):
 
 
 class Expect(TypedDict, total=False):
-    """When an agent's tasks are expected to start, by `every` or `cron`, and how long they may run.
+    """When tasks of an agent are expected to start (`every` or `cron`), and how long they may run.
 
     `every` is the maximum number of seconds from one start to the next. `cron` is a cron
     expression with five fields, and `timeZone` is the name of its time zone (default: UTC). An
@@ -120,7 +120,7 @@ class Attempt(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A delivery of a hook, with the members that the commands use."""
+    """A delivery to a hook, with only the members that the CLI uses."""
 
     event: str
     agentId: str

@@ -30,7 +30,7 @@ answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 SHOWN_TASKS = 10
 # Maximum number of closed questions on the task page.
 SHOWN_ENDED = 20
-# Maximum number and length of options that are shown as buttons.
+# Maximum number of options that are shown as buttons, and maximum length of their labels.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 # The line that opens a code block in Markdown; a fence of the same length closes the block.
 FENCE = re.compile(r"(`{3,})[^`]*")
@@ -86,7 +86,7 @@ def submitted(question: Json, typed: Texts) -> tuple[Json | None, Errors]:
 
 
 def outcome_text(question: Json, content: Json | None) -> str:
-    """The message that confirms an answer, or that the person declined if `content` is None."""
+    """The message that confirms an answer, or a decline if `content` is None."""
     return "Declined." if content is None else f"Answered: {_answer_text(question, content)}"
 
 
@@ -121,9 +121,9 @@ def loaded(row: QuestionRow) -> Json:
     return dict(strict_json.loads(strict_json.dumps(question_schema.dump(row))))
 
 
-# Questions for the Inbox and the task page: a question as the API returns it, with `parts`, which
-# are the texts and code blocks of its message. An open question also has `taskId`, `fields` and
-# `buttons`.
+# For the Inbox and the task page, each question is a dict as the API returns it, with `parts`,
+# which are the texts and code blocks of its message. An open question also has `taskId`, `fields`
+# and `buttons`.
 
 
 def form(
@@ -136,7 +136,7 @@ def form(
 
 
 def _parts(message: str) -> list[tuple[str, str | None]]:
-    """The message as pairs of a text and the code block that follows the text, or None."""
+    """The message as pairs: a text, and the code block that follows the text, if any."""
     lines = message.replace("\r\n", "\n").split("\n")
     last = {line: number for number, line in enumerate(lines)}
     parts: list[tuple[str, str | None]] = []

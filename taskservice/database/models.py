@@ -30,8 +30,8 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 def partial_index(name: str, columns: str, where: str | TextClause, unique: bool = False) -> Index:
     """A partial index for SQLite; the migrations create it on both databases."""
-    # `postgresql_where` would load PostgreSQL's dialect on SQLite too, which takes a tenth of the
-    # service's start time.
+    # With `postgresql_where`, SQLAlchemy would load PostgreSQL's dialect even for SQLite, which
+    # would take a tenth of the service's startup time.
     return Index(name, *columns.split(", "), unique=unique, sqlite_where=text(str(where)))
 
 
@@ -90,7 +90,7 @@ class Agent(Model):
     tool: Mapped[bool | None]
     tool_since: Mapped[str | None] = mapped_column(Timestamp)
     # The state, `ok` or `broken`, after the last task that ended; the time when this state began;
-    # and the number of tasks in a row that failed.
+    # and the number of tasks that failed in a row.
     state: Mapped[str | None]
     state_since: Mapped[str | None] = mapped_column(Timestamp)
     failures: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -99,7 +99,7 @@ class Agent(Model):
     # When a worker last asked for a task, to the minute.
     worker_seen_at: Mapped[str | None] = mapped_column(Timestamp)
     # The expected runs as JSON text; when the next run is due; when the agent becomes late if this
-    # run does not start; and since when the agent is late.
+    # run does not start; and when the agent became late.
     expect: Mapped[str | None]
     due_at: Mapped[str | None] = mapped_column(Timestamp)
     late_at: Mapped[str | None] = mapped_column(Timestamp)
@@ -128,8 +128,8 @@ class ApiKey(Model):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str | None]
     access: Mapped[str] = mapped_column(server_default=terms.FULL)
-    # A login key has no text. It signs in a person if a proxy sends the name of the key as the name
-    # of the person.
+    # A login key has no secret text. It signs a person in if the proxy sends the name of the key as
+    # the person's user name.
     login: Mapped[bool] = mapped_column(server_default=false())
     name: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64), unique=True)
@@ -205,7 +205,7 @@ class Task(Model):
         partial_index(
             "tasks_by_error", "user_id, error_type, created_at, id", "error_type IS NOT NULL"
         ),
-        # To find the children and the reruns of a task, for example to delete the task.
+        # To find the children and the reruns of a task, for example when the task is deleted.
         partial_index("tasks_by_parent", "parent_id, created_at, id", "parent_id IS NOT NULL"),
         partial_index("tasks_by_rerun", "rerun_of, created_at, id", "rerun_of IS NOT NULL"),
         # To compute the health of an agent.
@@ -253,8 +253,8 @@ class Task(Model):
     note: Mapped[str | None]
     # The duration of the work in seconds, as the agent measured it; a JSON number as text.
     seconds: Mapped[str | None]
-    # The open questions as a JSON array, oldest first, copied here so that a read needs no other
-    # table.
+    # The open questions as a JSON array, oldest first, copied here so that a read of the task needs
+    # no other table.
     questions: Mapped[str] = mapped_column(server_default="[]")
     # These two columns are not foreign keys, since SQLite would have to rebuild the table to add
     # them. The code that deletes a task sets all references to the task to null.
@@ -266,7 +266,7 @@ class Task(Model):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When the task times out, unless its agent sends something before.
+    # When the task will time out, unless its agent sends something earlier.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     # Since when the task hangs, and the reason.
     hanging_since: Mapped[str | None] = mapped_column(Timestamp)
@@ -438,7 +438,7 @@ class Hook(Model):
     # The names of the events as a JSON array.
     events: Mapped[str]
     agent_id: Mapped[str | None]
-    # Only events of tasks with this label, as `key:value`.
+    # If set, the hook is notified only of events of tasks with this label (`key:value`).
     label: Mapped[str | None]
     token: Mapped[str | None]
     answer_links: Mapped[bool]
@@ -482,7 +482,7 @@ class HookTest(Model):
 
 
 class Delivery(Model):
-    """A delivery for a callback or to a hook; its ID is the `webhook-id` of every attempt."""
+    """A delivery to a callback URL or a hook; its ID is the `webhook-id` of every attempt."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -520,7 +520,8 @@ class Delivery(Model):
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
-    # The host and port of the URL, so that a slow host does not delay other hosts.
+    # The host and port of the URL, stored so that a slow host does not delay deliveries to other
+    # hosts.
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
@@ -533,7 +534,7 @@ class Delivery(Model):
 
 
 class Attempt(Model):
-    """An attempt of a delivery, with a message that describes the outcome."""
+    """An attempt to send a delivery, with a message that describes the outcome."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -551,7 +552,7 @@ class Attempt(Model):
 
 
 class ServiceHeartbeat(Model):
-    """The latest period without a gap in which agents could reach the service; at most one row."""
+    """The latest uninterrupted period in which agents could reach the service; at most one row."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)

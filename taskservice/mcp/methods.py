@@ -50,7 +50,7 @@ def update_task(call: Call) -> dict[str, Any]:
 
 
 def cancel_task(call: Call) -> dict[str, Any]:
-    """Cancel a task; a finished task stays as it is."""
+    """Cancel a task; a finished task is not changed."""
     try:
         reports.cancel(caller, _task_id(call))
     except Problem as problem:

@@ -1,4 +1,4 @@
-"""A task as the result of a tool, and as an MCP task."""
+"""Converts tasks to results of tools and to MCP tasks."""
 
 from itertools import accumulate
 from typing import Any
@@ -24,7 +24,7 @@ REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:
-    """The reason for an error that a model can correct. Raises any other error again."""
+    """The text of an error that a model can correct. Re-raises any other error."""
     problem = problems.from_exception(error)
     # A model can correct an unknown ID (404), a conflict (409) and an invalid request (422).
     if problem.status not in (404, 409, 422):
@@ -69,8 +69,9 @@ def answer(task_id: str, question_id: str, fields: dict[str, Any]) -> QuestionRo
 def answer_forms(task_id: str, responses: Any) -> set[str]:
     """Answer questions of a task; returns the IDs of questions whose form was closed unanswered.
 
-    `responses` maps IDs of questions to forms. An ID is ignored if the task has no such question.
-    Raises 404, and 422 if an answer is rejected; the other answers are stored nevertheless.
+    `responses` maps IDs of questions to submitted forms. An ID is ignored if the task has no such
+    question. Raises 404, and 422 if an answer is rejected; the other answers are stored
+    nevertheless.
     """
     if not isinstance(responses, dict):
         raise invalid({"inputResponses": ["Must be an object."]})
@@ -130,7 +131,7 @@ def tool_result(
 
 
 def tool_result_of(task: TaskRow, no_worker: str | None = None) -> dict[str, Any]:
-    """The result of a tool that started a task or waited for one.
+    """The result of a tool that started a task or waited for it.
 
     `no_worker` is a message if the agent has no running worker, otherwise None.
     """
@@ -228,7 +229,7 @@ def _polling(task: TaskRow) -> dict[str, Any]:
         "taskId": task.id,
         "createdAt": task.created_at,
         "lastUpdatedAt": task.updated_at,
-        # The time from the creation of the task until retention removes the task.
+        # Milliseconds from the creation of the task until retention removes it.
         "ttlMs": ttl,
         "pollIntervalMs": POLL_MS if age < SLOW_POLL_AFTER_SECONDS else SLOW_POLL_MS,
     }

@@ -18,8 +18,8 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# The steps of a check, in SQLite instructions, and of a backup, in pages. A signal, such as Ctrl+C,
-# is handled after the current step.
+# The length of a step: SQLite instructions in a check, and pages in a backup. A signal, such as
+# Ctrl+C, is handled after the current step.
 STEP_INSTRUCTIONS = 100_000
 STEP_PAGES = 1_000
 
@@ -40,7 +40,7 @@ def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
 
 @contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """Create an empty file next to the target, which only its owner can read.
+    """Create an empty file, readable by its owner only, next to the target.
 
     The file is removed at the end unless it was renamed.
     """
@@ -59,7 +59,7 @@ def _verified(file: Path) -> str:
     """
 
     def connect() -> Any:
-        # With `immutable=1`, SQLite creates no other files.
+        # With `immutable=1`, SQLite creates no files next to the database.
         connection = sqlite3.connect(files.sqlite_uri(file, "mode=ro&immutable=1"), uri=True)
         # Python handles signals when SQLite calls this function after each step.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
@@ -80,7 +80,7 @@ OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
 
 
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
-    """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
+    """Copy an SQLite database to `target`, readable by its owner only; returns the revision.
 
     The copy contains everything that was committed before the call, and does not block writers. The
     file is renamed to `target` only when it is complete, checked, and synced to the disk. If
@@ -166,7 +166,8 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
             raise BackupError(f"{backup} belongs to the database itself")
         if not file.is_file():
             raise BackupError(f"{file} is not a regular file")
-        # An empty file is replaced: a command that failed on a full disk may have created it.
+        # An empty file is always replaced: a command that failed on a full disk may have created
+        # it.
         if not replace and file.stat().st_size:
             raise BackupError(f"{file} exists; --force replaces it and saves the old one")
 
@@ -205,7 +206,7 @@ def _closed(database: Path) -> Iterator[None]:
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
-            # Move the log's contents into the database file, then lock this file.
+            # Move the contents of the write-ahead log into the database file, and lock the file.
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:

@@ -20,7 +20,8 @@ from taskservice.runner.process import JOIN_SECONDS
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 
 _NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-# Shorter values, such as `true`, are rarely secrets, and can occur in other text.
+# Shorter values, such as `true`, are not masked: they are rarely secrets, and can occur in other
+# text.
 _MIN_CHARACTERS = 8
 
 
@@ -57,10 +58,10 @@ class Masker:
 
 
 def _parts(value: str) -> list[str]:
-    """The texts to mask: the value, or each of its long lines, since a log consists of lines."""
+    """The texts to mask: each line of the value that has at least `_MIN_CHARACTERS` characters."""
     lines = [line for line in re.split(r"[\r\n]+", value) if line.strip()]
     if len(lines) > 1:
-        # A line that contains only punctuation can occur in other text.
+        # A line that contains only punctuation is not masked, since it can occur in other text.
         lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
     secrets = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     # Programs often strip the spaces around a secret.
@@ -107,7 +108,8 @@ class LineSplitter:
         masked = self._masker.mask(line)
         if not excess:
             return truncate_line(masked)
-        # The truncated line may end within a secret, so drop as many bytes as a secret can have.
+        # The truncated line may end within a secret, so drop as many bytes as the longest secret
+        # has.
         return truncate_line(
             masked[: max(len(masked) - self._masker.longest, 0)], len(line) + excess
         )
@@ -163,11 +165,11 @@ class Stream:
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
-        with contextlib.suppress(AttributeError, OSError):  # Linux only, up to a limit
+        with contextlib.suppress(AttributeError, OSError):  # possible only on Linux, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1024 * 1024)
         self._out = out
         self._blocks: SimpleQueue[bytes] = SimpleQueue()
-        # Byte counts; each counter is written by only one thread.
+        # Numbers of bytes; only one thread writes to each counter, so no lock is needed.
         self._queued = self._written = 0
         self.forwarded_at = 0.0  # the time at which the reader of our output last read something
 
@@ -209,7 +211,8 @@ class OutputReader:
         self.last_line = b""  # the last line of stdout, which can become the task's output
         self._store, self._masker = store, masker
         self._has_ended = threading.Event()
-        # Locked while a block is read and stored, so that blocks are stored in the same order.
+        # Locked while a block is read and stored, so that blocks are stored in the order in which
+        # they were read.
         self._arrival = threading.Lock()
         self._streams: list[Stream] = []
         try:
@@ -246,7 +249,7 @@ class OutputReader:
         self._has_ended.set()
         for reader in self._readers:
             # Wait in short intervals: Python runs signal handlers in the main thread, but a signal
-            # to another thread does not wake the main thread.
+            # that another thread receives does not wake the main thread.
             while reader.is_alive():
                 reader.join(JOIN_SECONDS)
 
@@ -275,7 +278,7 @@ class OutputReader:
                 elif selector.select(0.1):
                     block = b""
                     with self._arrival:
-                        # On Linux, `read` raises OSError at the end of a terminal.
+                        # On Linux, `read` raises OSError at the end of a terminal's output.
                         with contextlib.suppress(OSError):
                             block = os.read(stream.reader, 256 * 1024)
                         read_at, unread = now() if block else read_at, unread - len(block)

@@ -32,8 +32,8 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# By default, objects that are too deep for the service are parsed too, so that the service rejects
-# them with an error message.
+# By default, objects that are too deeply nested for the service are parsed too, so that the service
+# rejects them with an error message.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
     """Parse a JSON object; None for any other text, or if a number can't be stored exactly."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
@@ -47,7 +47,7 @@ def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str,
 
 def task_input(task: str) -> bytes:
     """The input in a task's JSON; the text of each number is preserved."""
-    # NUL marks the numbers, since the service stores no string with NUL.
+    # Numbers are marked with NUL, since the service stores no string with NUL.
     value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
     return re.sub(r'"\\u0000([^"\\]*)\\u0000"', r"\1", json.dumps(value)).encode()
 
@@ -69,7 +69,7 @@ START_SECONDS = 3.0  # how long the start of the task can delay the program
 # SILENCE_SECONDS, but not before MIN_SILENCE_SECONDS have passed.
 SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
-# How long after the program's end we can receive the signal that ended the program.
+# How long after the program's end we may still receive the signal that ended the program.
 LATE_SIGNAL_SECONDS = 1.0
 _OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
@@ -228,7 +228,8 @@ class Run:
         return status if status >= 0 else 128 - status, report
 
     def _spawn(self, reader: OutputReader) -> Process:
-        # The program needs a separate writer name, since every writer numbers its lines from 1.
+        # The program needs a different writer name from this process, since every writer numbers
+        # its lines from 1.
         variables = {"TASKSERVICE_WRITER": "program"}
         if self._is_tty:
             # Nearly all terminals are compatible with xterm-256color.
@@ -365,7 +366,7 @@ def deliver(
 
 
 def _take_output_file(path: Path) -> bytes | None:
-    """Remove the file, which can contain secrets, and return its text; None if there is no text."""
+    """Read the file and remove it, since it can contain secrets; None if it contains no text."""
     try:
         text = saved_run.read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:

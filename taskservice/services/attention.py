@@ -77,7 +77,7 @@ _IS_WORKING = Statement[AnyRow](
 def _first_task(condition: Any) -> Any:
     """The oldest task of an agent that meets a condition.
 
-    Without an order, PostgreSQL would read all tasks.
+    Without ORDER BY, PostgreSQL would read all tasks.
     """
     ids = select(Task.id).where(is_of_agent, condition)
     order = (Task.created_at, Task.id) if condition is is_unclaimed else (Task.claimed_at,)
@@ -125,7 +125,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
-    """The first MAX_ITEMS items, as in AttentionSchema."""
+    """The first MAX_ITEMS items, with the members of AttentionSchema."""
     listed = items(caller)[:MAX_ITEMS]
     for item in listed:
         if muted := item.pop("muted"):
@@ -168,7 +168,7 @@ def by_agent(items: Sequence[dict[str, Any]]) -> Alarms:
 
 
 def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """The numbers of questions, unmuted agents, hooks and backups in these items."""
+    """How many questions, unmuted agents, hooks and backups these items concern."""
     kinds = Counter(item["kind"] for item in items)
     return {
         "question": kinds[terms.QUESTION],
@@ -181,7 +181,7 @@ def counts(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 def missing_worker(agent: AgentRow) -> str | None:
     """A message if no worker would run a new task of this agent; otherwise None."""
     now = database_time()
-    # The latest claims of workers are in memory, and are stored with a delay.
+    # The times of the latest claims are read from memory, since they are stored with a delay.
     seen_at = worker_claims.get((agent.user_id, agent.id), agent.worker_seen_at) or ""
     is_seen = seen_at >= clock.moved(now, -QUIET_SECONDS)
     if is_seen or read_one(_IS_WORKING, user_id=agent.user_id, agent_id=agent.id):
@@ -237,7 +237,7 @@ def _no_worker(seen_at: str | None, now: str) -> str:
     sentence = "No worker has asked for work of this agent"
     if seen_at is None:
         return f"{sentence} yet"
-    # Round to minutes, since `worker_seen_at` is stored without seconds.
+    # Round down to minutes, since `worker_seen_at` is stored without seconds.
     seconds = clock.seconds_between(seen_at, now) // 60 * 60
     return f"{sentence} for {seconds_text(max(seconds, 60))}"
 

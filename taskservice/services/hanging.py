@@ -60,8 +60,8 @@ _CHANGE = (
 def check(now: str, since: str) -> bool:
     """Check a batch of due tasks, and record which of them hang or no longer hang.
 
-    Tasks that were claimed before `since` may have been unable to report. Returns whether more
-    tasks may be due.
+    A task that was claimed before `since` is not marked as hanging, since it may have been unable
+    to report. Returns whether more tasks may be due.
     """
     with transaction() as connection:
         due = connection.execute(_DUE, {"now": now, "since": since}).all()

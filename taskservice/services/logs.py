@@ -1,4 +1,4 @@
-"""Reads logs in parts of bounded size, and appends lines to them, each once and in order."""
+"""Reads logs in parts of bounded size, and appends lines, each exactly once and in order."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ _TASK_AND_LINES = Statement[TaskRow](
 
 
 class LogDropped(Problem):
-    """Lines of a log were dropped while it was read."""
+    """Lines of a log were dropped while the log was read."""
 
     def __init__(self) -> None:
         detail = "The log was dropped while it was read"
@@ -95,7 +95,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
 
 
 class Page(NamedTuple):
-    """Lines of consecutive chunks: line `after + 1` and the following lines, to at most `until`."""
+    """Lines of consecutive chunks, from line `after + 1` to at most line `until`."""
 
     chunks: Sequence[Any]
     after: int
@@ -123,15 +123,15 @@ def times_of(chunk: Any) -> list[str | None]:
 
 
 def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
-    """At most `count` lines of a task after line `after`, in pages of about a megabyte.
+    """At most `count` lines of a task's log after line `after`, in pages of about a megabyte.
 
     Each page is a separate read. Lines that arrived after `row` was read are omitted. Raises
     LogDropped if lines are dropped while the log is read.
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
-    # The maximum number of chunks that the next read returns. A read never returns more chunks than
-    # lines remain, since each chunk contains at least one line.
+    # The maximum number of chunks that the next read returns. It never exceeds the number of
+    # remaining lines, since each chunk contains at least one line.
     limit = 4096 if row.log_bytes <= types.PAGE_BYTES else 16
     while after < until:
         start = {"log_id": row.log_id, "after": after, "limit": min(limit, until - after)}
@@ -223,7 +223,8 @@ def ends(task_ids: Collection[str]) -> dict[str, str]:
     return {task_id: "\n".join(texts[task_id])[-MAX_END:] for task_id in texts}
 
 
-# The code below splits new lines into chunks of bounded size, without an object for each line.
+# The code below splits new lines into chunks of bounded size, without creating an object for each
+# line.
 
 # Chunks are small, since a whole chunk is read even for a single line.
 CHUNK_BYTES = 64 * 1024
@@ -251,7 +252,8 @@ def from_text(data: bytes, at: int | None = None) -> list[Chunk]:
     A carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
     the time of all lines, in milliseconds. Raises 422 for a line that is too long.
     """
-    # In UTF-8, a line feed is never part of a longer character, even if the text is invalid.
+    # Pieces can be decoded separately: even in invalid UTF-8, the byte of a line feed is never part
+    # of a longer character.
     texts = (piece.decode(errors="replace") for piece in _pieces(data))
     lines = (text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in texts)
     return _chunks(lines, [] if at is None else [(0, at)])
@@ -279,7 +281,7 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
 
 
 def _part(times: clock.Times, first: int, count: int) -> clock.Times:
-    """The times of `count` lines from line `first` on; line `first` becomes line 0."""
+    """The times of `count` lines from line `first` on, with these lines renumbered from 0."""
     start = bisect_right(times, first, key=itemgetter(0)) - 1
     end = bisect_left(times, first + count, key=itemgetter(0))
     return [(max(line - first, 0), time) for line, time in times[start:end]]
@@ -439,11 +441,11 @@ def _add_to_writer(connection: Connection, task: TaskRow, writer: str, lines: in
 
 
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> None:
-    """Store chunks in a task's log, which is created if needed; `log_count` already counts them."""
+    """Store chunks in a task's log, created if needed; `task.log_count` already includes them."""
     last = task.log_count - _line_count(chunks)
-    # On PostgreSQL, RETURNING reads other tables as they were before the UPDATE waited for the
-    # task. During the wait, retention may have dropped the log, or another request may have created
-    # it.
+    # On PostgreSQL, RETURNING reads other tables as they were before the UPDATE waited for the lock
+    # on the task. During the wait, retention may have dropped the log, or another request may have
+    # created it.
     log_id = (
         (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)

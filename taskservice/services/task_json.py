@@ -72,7 +72,7 @@ def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
     """At most `count` lines after line `after` as JSON, in parts, with `next` for the next page."""
-    # The times of all lines are collected, since they follow the lines in the JSON.
+    # The times of all lines are collected, since the JSON contains them after the lines.
     times: list[str | None] = []
 
     def texts() -> Iterator[list[bytes]]:
@@ -118,7 +118,7 @@ def tasks(parts: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
 def _texts(rows: Sequence[TaskRow], shape: Shape) -> Iterator[Iterable[bytes]]:
     """The JSON of tasks; each text contains one task, or up to 50 tasks joined by commas.
 
-    A text consists of pieces.
+    Each text is an iterable of pieces.
     """
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
@@ -144,7 +144,7 @@ def _task_text(row: TaskRow, shape: Shape, members: Mapping[str, Any]) -> Iterat
 
 
 def _joined(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    """Join JSON texts with commas; each text consists of pieces."""
+    """Join JSON texts with commas; each text is an iterable of pieces."""
     comma = b""
     for pieces in texts:
         yield comma

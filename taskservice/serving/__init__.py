@@ -1,1 +1,1 @@
-"""Serves with gunicorn: its settings, and a worker that slow clients can't block."""
+"""gunicorn's settings for the service, and a worker that slow clients can't block."""

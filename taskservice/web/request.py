@@ -57,8 +57,8 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     """Trust the `X-Forwarded-*` headers of `hops` proxies.
 
     Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the value of the outermost
-    trusted proxy is at position `hops` from the right. If `-Prefix` has fewer values, as when only
-    the outermost proxy sets it, the first value is used.
+    trusted proxy is at position `hops` from the right. If `-Prefix` has fewer values, for example
+    because only the outermost proxy sets it, the first value is used.
     """
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
@@ -74,15 +74,15 @@ def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
     return with_prefix
 
 
-# The declaration of an operation. It validates the requests, and the OpenAPI document is generated
-# from it.
+# The declaration of an operation. Requests are validated against it, and the OpenAPI document is
+# generated from it.
 
 JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
 # The content of a body: a schema for a JSON object, a list of one schema for an array, a media type
-# for text. A tuple lists alternatives. A mapping contains the schemas of other media types.
+# for text. A tuple lists alternatives. A mapping assigns schemas to other media types.
 Body: TypeAlias = Schema | list[Schema] | str
 Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
@@ -142,7 +142,7 @@ _RESPONSE_HEADERS = {"If-None-Match": ["ETag"], "Prefer": ["Preference-Applied",
 
 
 def ignore_dates() -> None:
-    """Remove headers with dates, since some dates, such as huge years, make Werkzeug fail."""
+    """Remove headers with dates: Werkzeug fails on some dates, such as a date with a huge year."""
     # `Range` is removed too, since it would apply unconditionally without its `If-Range`.
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_RANGE"):
         request.environ.pop(name, None)
@@ -296,7 +296,9 @@ def idempotency_key(key: str | None = None) -> str | None:
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
-    """The query string, loaded by `schema`; raises 422 for unknown or repeated parameters."""
+    """The query string, loaded by `schema`. Raises 400, or 422 if a parameter is unknown or
+    repeated.
+    """
     try:
         pairs = parse_qsl(request.query_string.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
@@ -382,7 +384,7 @@ def _received() -> bytes:
         this.max_content_length = limit + 1
     elif size > limit:
         raise RequestEntityTooLarge
-    # Receiving the body can take long, so the shared connection is released first.
+    # Receiving the body can take long, so the shared database connection is released first.
     end_shared_reading()
     with _slot(is_chunked or size > LARGE_BODY, _arriving_slots):
         data = this.get_data(cache=False)

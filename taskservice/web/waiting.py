@@ -39,8 +39,8 @@ RETRY_SECONDS = 15
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False) -> T:
-    """The result of `read`. With `Prefer: wait`, `read` is repeated until its result `is_enough` or
-    the time is over.
+    """The result of `read`. With `Prefer: wait`, `read` is repeated until `is_enough(result)` is
+    true or the time is over.
     """
     # An invalid preference is ignored. Only 9 digits are parsed, since Python can't parse a number
     # with thousands of digits.
@@ -66,8 +66,8 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: boo
 def within(
     seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool], *, by_time: bool = False
 ) -> tuple[T, bool]:
-    """The result of `read` as soon as it `is_enough` or `seconds` have passed, and whether the call
-    waited.
+    """The result of `read`, as soon as `is_enough(result)` is true or `seconds` have passed, and
+    whether the call waited.
 
     The call does not wait if no slot is free, and stops waiting if it loses its slot or the client
     disconnects. While it waits, it holds no database connection. Raises 401 as soon as the key is
@@ -149,8 +149,8 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
 
     def claim_if_any() -> tuple[TaskRow | None, bool]:
         # This read is cheap, whereas a claim waits for the write lock. An earlier request with the
-        # same key may still be waiting although its connection was lost, and may claim the task
-        # first.
+        # same idempotency key may still be waiting although its connection was lost, and may claim
+        # the task first.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
         worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
@@ -199,8 +199,8 @@ def follow(
     *,
     has_times: bool = False,
 ) -> Response:
-    """A stream of a task's changes; it ends when the key is invalid or `is_allowed()` is false.
-    Raises 503.
+    """A stream of a task's changes; it ends when the key becomes invalid or `is_allowed()` returns
+    false. Raises 503.
     """
     if request.method == "HEAD":
         # The body is an iterator, since an empty string would set Content-Length.
@@ -238,9 +238,9 @@ def _text(
 def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]:
     """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    `task` events are sent first, after each change other than new lines, and last. Yields None if
-    nothing changes between two checks of the client. The iterator also ends when the task is
-    deleted or the process stops.
+    A `task` event is the first and the last event, and follows each change other than new lines.
+    Yields None if nothing changes between two checks of the client. The iterator also ends when the
+    task is deleted or the process stops.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
@@ -261,7 +261,7 @@ def _events(task_id: str, after: int, has_times: bool) -> Iterator[bytes | None]
                 # skipped.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
-            # If retention or the deletion of the task has removed the log, the next read of the
+            # The log was dropped by retention or because the task was deleted; the next read of the
             # task shows which.
             with suppress(LogDropped):
                 for page in logs.pages(row, after):

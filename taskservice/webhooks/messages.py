@@ -21,7 +21,7 @@ NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
 LINE_REASON_LENGTH = 120
-MAX_LINES = 20  # the maximum number of events in the list of a message
+MAX_LINES = 20  # the maximum number of events that a message lists
 LABEL_LENGTH = 40
 # ntfy sends up to 4,000 bytes of a message to phones, turns a message above 4,096 bytes into an
 # attachment, and refuses a body above 8,192 bytes. NTFY_BYTES limits the whole body, including the
@@ -35,11 +35,11 @@ SLACK_LENGTH = 2_000  # the limit of Discord; Mattermost and Slack accept more
 _NTFY_TOPIC = re.compile("[-_A-Za-z0-9]{1,64}")
 
 
-# Slack requires the HTML escapes of `&`, `<` and `>`. Discord and Mattermost decode these escapes,
-# and then interpret Markdown and mentions, such as `@here`, `<#1>`, `[text](url)` and `~channel`.
-# An invisible space after a special character prevents this. A backtick is replaced, since a code
-# block would hide the links after it. All three services turn `https://example.com` into a link,
-# and some of them also `example.com`.
+# In Slack, `&`, `<` and `>` must be escaped as in HTML. Discord and Mattermost decode these
+# escapes, and then interpret Markdown and mentions, such as `@here`, `<#1>`, `[text](url)` and
+# `~channel`. An invisible space after a special character prevents this. A backtick is replaced,
+# since a code block would hide the links after it. All three services turn `https://example.com`
+# into a link, and some of them also `example.com`.
 _SPACE = "\u200b"
 _SLACK_ESCAPES: dict[int, str] = str.maketrans(
     {"&": "&amp;", "<": f"&lt;{_SPACE}", ">": "&gt;", "`": "'"}
@@ -63,8 +63,8 @@ class Notice(NamedTuple):
     answer_url: str | None = None
     # For each button, its label and the form-encoded body of its POST.
     choices: Sequence[tuple[str, str]] = ()
-    task_id: str | None = None  # of a task's events at one time, only the most important is listed
-    agent_id: str = ""  # only the last state of an agent, or of a task, is listed
+    task_id: str | None = None  # of a task's simultaneous events, only the main one is listed
+    agent_id: str = ""  # only the last state of each agent and each task is listed
 
 
 class Message(NamedTuple):
@@ -140,7 +140,7 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
 
 
 def plain(notices: Sequence[Notice], count: int) -> str:
-    """The text that is stored: the title, and the text without links."""
+    """The text that is stored with an attempt: the title, and the text without links."""
     notices, unlisted = _distinct(notices), count - len(notices)
     text = next(_texts(notices, unlisted, has_links=False))
     return f"{_title(notices, unlisted)}\n{text}".rstrip()
@@ -176,7 +176,7 @@ def _distinct(notices: Sequence[Notice]) -> list[Notice]:
         state = notice.agent_id or notice.agent if notice.kind.is_of_agent else None
         state = notice.task_id if notice.kind.is_of_task else state
         if notice.kind == AGENT_LATE:
-            # A late agent can also be broken.
+            # A late agent can also be broken, so that both states are listed.
             state = (state, AGENT_LATE.name)
         elif notice.kind.is_of_agent:
             latest.pop((state, AGENT_LATE.name), None)

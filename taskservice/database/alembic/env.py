@@ -1,4 +1,4 @@
-"""Alembic runs this module for each command, to migrate the database of a given connection."""
+"""Alembic runs this module for each command; it migrates the database of `connection`."""
 
 from alembic import context
 
