@@ -59,7 +59,10 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Call `callback`, which must be quick, when the process begins to stop or if it has begun."""
+    """Call `callback` when the process begins to stop, or now if it has already begun.
+
+    The callback must be quick.
+    """
     _callbacks.append(callback)
     if stopping.is_set():
         callback()
@@ -68,7 +71,8 @@ def on_stop(callback: Callable[[], None]) -> None:
 def begin_stop() -> None:
     """Set `stopping` and run the callbacks; a signal handler must not call this function.
 
-    The handler could interrupt this function, and wait for a lock that its own thread holds.
+    The handler could interrupt a thread that holds the lock of `stopping`, and then wait for this
+    lock forever.
     """
     stopping.set()
     for callback in _callbacks:

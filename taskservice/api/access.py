@@ -30,9 +30,7 @@ def refuse_deleted_user(error: Exception) -> Response:
 
 
 def prevent_caching(response: Response) -> Response:
-    """Set `Cache-Control: no-store` unless the view has set the header, and let responses vary by
-    key.
-    """
+    """Add `Cache-Control: no-store` unless the view set it, and `Vary` with the key headers."""
     headers = response.headers
     if _is_below_prefix(request.path):
         headers.add("Vary", KEY_HEADERS)

@@ -46,7 +46,7 @@ class Duration(click.ParamType[int]):
         return seconds
 
 
-A_CENTURY = 36_600 * 86_400  # in seconds, rounded up to whole days
+A_CENTURY = 36_600 * 86_400  # in seconds; slightly more than 100 years
 
 
 def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None) -> str | None:

@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
     This includes open questions, agents whose last task failed or timed out, late agents, tasks
     that hang, tasks that no worker claims, callbacks that failed in the last 7 days, hooks that
     fail or are off, and an old backup of the service. Exit status: 0 nothing needs attention, 1
-    something does, 2 wrong use or key, 69 the service is unavailable.
+    something does, 2 invalid usage or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         items = client.attention()

@@ -211,8 +211,9 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
 def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that are new since the last good run.
 
-    A line is not new if it differs only in numbers, times, IDs or temporary paths. Exit status:
-    0 compared, 1 no such task or no good run, 2 wrong use or key, 69 the service is unavailable.
+    A line is not new if it differs from a line of that run only in numbers, times, IDs or temporary
+    paths. Exit status: 0 compared, 1 no such task or no good run, 2 invalid usage or key, 69 the
+    service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         path = path_to("task", find_task_id(client, task_id), "new-lines")
@@ -375,7 +376,7 @@ def delete(task: Task, as_json: bool) -> None:
 def link(task_id: str, expires: int | None, as_json: bool) -> None:
     """Print a link with which anyone can read a task without a key.
 
-    The task page in the dashboard lists and revokes links.
+    Use the task page in the dashboard to list or revoke the links.
     """
     with service_client() as client:
         created = client.task(find_task_id(client, task_id)).link(expires)
@@ -455,7 +456,7 @@ def grep_command(
     Each line that contains TEXT is printed as ID:LINE: text, the newest task first. On a terminal,
     it is printed as LINE: text, under a heading with the ID, the agent and the name of the task.
     TEXT is not a pattern; the case of ASCII letters is ignored. Exit status: 0 found, 1 not found,
-    2 wrong use or key, 69 the service is unavailable.
+    2 invalid usage or key, 69 the service is unavailable.
     """
     query["limit"] = str(min(limit or terms.MAX_LIMIT, terms.MAX_LIMIT))
     query["label"] = [f"{key}:{value}" for key, value in (query.pop("labels") or {}).items()]

@@ -10,7 +10,7 @@ from taskservice.client import Task
 from taskservice.client.http import Connection
 from taskservice.client.task import end_interrupted
 
-# Ctrl-C sends SIGINT, the stop of a service sends SIGTERM, and a closed terminal sends SIGHUP.
+# Ctrl-C sends SIGINT, a service manager sends SIGTERM, and a closed terminal sends SIGHUP.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_RETRY_SECONDS = 86_400.0
 _ENDED = b"."
@@ -32,7 +32,7 @@ def ended_if_killed(
         with suppress(BrokenPipeError):
             os.write(writer, data)
 
-    # Block the signals: if a handler raises an exception during the fork, Python discards it.
+    # Block the signals, since Python discards an exception that a handler raises during the fork.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # OSError: there are too many processes, or no child to wait for because SIGCHLD is ignored.
     with suppress(OSError):
@@ -60,11 +60,12 @@ def _watch(connection: Connection, reader: int) -> NoReturn:
         os.setsid()
         if os.fork():
             os._exit(0)
-        # Close the output, since the agent reads it until all processes have closed it.
+        # Close the output, since the program that started the command reads the output until all
+        # processes have closed it.
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        # Close the other inherited files: locks and pipes of the caller, and the writer.
+        # Close the other inherited files: locks and pipes of the caller, and the pipe's write end.
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != reader:
                 os.closerange(number, number + 1)  # unlike `close`, ignores a closed file

@@ -40,8 +40,8 @@ class TaskHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Like `Handler.handle`, but without the handler's lock, since `emit` can block."""
-        # Sending lines creates log records. If these were sent too, each request would cause
-        # another request, and a sender without space would wait for itself.
+        # Sending lines creates log records. If these records were sent too, each request would
+        # cause another request, and a sender with a full buffer would wait for itself.
         is_of_request = record.name.startswith(("urllib3", "requests"))
         is_minor = is_of_request and record.levelno < logging.WARNING
         if is_minor or isinstance(current_thread(), Sender):

@@ -31,7 +31,7 @@ from taskservice.database.clock import hyphenated
 
 
 class Timestamp(TypeDecorator[str]):
-    """A time as RFC 3339 text in UTC with milliseconds; the texts sort by time."""
+    """A time as RFC 3339 text in UTC with milliseconds, so that the texts sort by time."""
 
     # SQLite stores this text, which needs no conversion for a response. PostgreSQL stores a
     # `timestamptz(3)`, which TimestampLoader reads as this text.
@@ -219,7 +219,7 @@ PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
-    """How many rows to read next, from 1 to `maximum`, so that they have about PAGE_BYTES.
+    """How many rows to read next, from 1 to `maximum`, for a total of about PAGE_BYTES.
 
     `size` is the number of bytes in the last `count` rows.
     """

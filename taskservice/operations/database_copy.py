@@ -23,7 +23,7 @@ from taskservice.operations.health import MAX_AGE_SECONDS, is_served
 READ_ROWS = 8
 # The number of reads whose rows are written in one transaction.
 BATCH_READS = 125
-# The maximum wait for transactions that are writing to the copied tables.
+# The maximum time to wait for transactions that write to the copied tables.
 LOCK_SECONDS = 60
 
 TABLES: list[sa.Table] = db.metadata.sorted_tables
@@ -125,7 +125,7 @@ def _engine(address: URL) -> sa.Engine:
 def _begin(engine: sa.Engine, address: URL, source: str) -> tuple[int, Sequence[Any]]:
     """Create the target, unless an earlier copy created it; returns the progress of the copy.
 
-    Raises DatabaseError, and leaves the target unchanged, if it has an older revision, is served,
+    Raises DatabaseError without changing the target if the target has an older revision, is served,
     has any rows except the heartbeat of a stopped service, or contains another copy.
     """
     try:
@@ -216,7 +216,7 @@ def _finish(engine: sa.Engine) -> None:
             for table in TABLES:
                 for column in table.columns:
                     if column.identity is not None:
-                        # Numbers of new rows continue after the highest copied number.
+                        # New rows get numbers after the highest copied number.
                         sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
                         highest = sa.select(sa.func.max(column)).scalar_subquery()
                         connection.execute(sa.select(sa.func.setval(sequence, highest)))

@@ -40,7 +40,7 @@ MAX_GAP_SECONDS = 60.0
 
 
 def seconds_ago(parameter: str) -> database_now:
-    """SQL for a time in the past; the parameter is the number of seconds since this time."""
+    """SQL for the time a number of seconds ago; `parameter` is the bind parameter's name."""
     return database_now(-sa.bindparam(parameter, type_=sa.Float()))
 
 

@@ -191,8 +191,8 @@ def names(known: Sequence[str], description: str, **options: Any) -> fields.Raw:
             raise ValidationError(unknown)
         return names
 
-    # The OpenAPI document describes a string, since some clients can't join the items of an array
-    # with commas.
+    # The OpenAPI document describes this parameter as a string, since some clients can't join the
+    # items of an array with commas.
     name = f"(?:{'|'.join(known)})"
     options |= {"type": "string", "pattern": f"^{name}(?:,{name})*$"}
     return raw(description, post_load=split, **options)
@@ -292,7 +292,7 @@ class Lines(Documented, fields.List[str]):
 
 
 class OpenQuestions(Documented, fields.List[Any]):
-    """The open questions of a task, from stored JSON, which can contain expired ones too."""
+    """The open questions of a task, from stored JSON that can also contain expired questions."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return strict_json.fragment(value) if value == NO_QUESTIONS else open_questions(value)
@@ -356,7 +356,7 @@ class RowSchema(ResponseSchema):
         self._values = attrgetter(*attributes, attributes[0])
 
     def stored(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The values to store for the fields in `changes`, by the names of the columns."""
+        """The values to store for the fields in `changes`, keyed by the names of the columns."""
         values = {}
         for name, column in self.columns.items():
             if name in changes:

@@ -1,4 +1,4 @@
-"""Converts the errors of the JSON Schema validator to messages by the name of the field."""
+"""Converts the errors of the JSON Schema validator to messages, keyed by the field's path."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ TYPES = {
 }
 
 
-# The message for each keyword that does not match; `{.value}` is the value of the keyword.
+# The message for each JSON Schema keyword that is violated; `{.value}` is the value of the keyword.
 _SENTENCES = {
     "format": "Must have the format {.value}.",
     "pattern": "Must match {.value}",
@@ -41,7 +41,7 @@ _SENTENCES = {
 def named(
     place: str, instance: Any, errors: "Iterator[jsonschema_rs.ValidationError]"
 ) -> dict[str, list[str]]:
-    """The messages by path: `place`, followed by the path of the invalid value."""
+    """The messages, keyed by path: `place`, followed by the path of the invalid value."""
     by_place: dict[str, list[str]] = {}
     for error in islice(errors, MAX_ERRORS):
         ends, message = _fault(instance, error)

@@ -54,8 +54,8 @@ def loads(data: bytes) -> Any:
     more than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # The substitution runs only if the text may contain NUL, since it takes longer than all
-        # checks.
+        # This substitution takes longer than all checks, so it runs only if the text may contain
+        # NUL.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     try:
         text = data.decode()

@@ -121,7 +121,7 @@ class HealthOfAgentSchema(fields.ResponseSchema):
         "was expected.",
         None,
     )
-    lateSince = fields.time("Since when the agent is late.", None)
+    lateSince = fields.time("When the agent became late.", None)
     state = fields.choice(
         "`broken` if the last finished task failed or timed out, `ok` if it completed; cancelled "
         "tasks do not count.",

@@ -46,7 +46,7 @@ _OWNERS = {
     for model in (Hook, Task)
 }
 _parent = aliased(Task)
-# Clear references to tasks that the user does not have, one statement for each column.
+# Statements that clear references to tasks that the user does not have, one for each column.
 _CLEAR_MISSING = tuple(
     update(Task)
     .where(
@@ -305,7 +305,7 @@ class _Importer:
         wrong = {}
         if task.last != task.fields["logCount"]:
             wrong["logCount"] = [f"The last line of the log is {task.last}."]
-        # The lines before `firstLog` have been removed, and how many bytes they had is unknown.
+        # The lines before `firstLog` have been removed, and their size is unknown.
         log_bytes = task.fields["logBytes"]
         if task.size > log_bytes or (task.size < log_bytes and task.fields["firstLog"] == 1):
             wrong["logBytes"] = [f"The log has {task.size} bytes."]

@@ -22,8 +22,9 @@ from taskservice.terms import ERROR
 from taskservice.user_slots import UserSlots
 
 slots = UserSlots(2, 1.0, "Too many searches at once; try again later")
-# A search ends after this many seconds or this many bytes of logs. It can read up to 64 MiB in all,
-# since it reads the next CHUNKS_PER_READ chunks of a large log to compute the size of these chunks.
+# A search ends after this many seconds or this many bytes of logs. A search can read up to 64 MiB
+# in total, since it reads the next CHUNKS_PER_READ chunks of a large log to compute the size of
+# these chunks.
 SEARCH_SECONDS = 1.0
 SEARCH_BYTES = 48 * types.PAGE_BYTES
 # The maximum number of tasks that one statement reads.
@@ -44,7 +45,7 @@ _chunks = select(LogChunk.log_id, *logs.CHUNK_COLUMNS).where(
     LogChunk.last <= bindparam("until"),
 )
 _contains = types.position_in_text(types.ascii_lower(LogChunk.text), types.ascii_lower(_part)) > 0
-# The search happens in SQL, since a search in Python would block other requests of the process.
+# The search runs in SQL, since a search in Python would block other requests of the process.
 _CHUNKS = Statement[Any](_chunks.where(_contains))
 _EXACT_CHUNKS = Statement[Any](_chunks.where(types.position_in_text(LogChunk.text, _part) > 0))
 _next_chunks = (
@@ -71,7 +72,7 @@ End: TypeAlias = Sequence[Any]
 class Found(NamedTuple):
     """The hits of a search as JSON, and the number of tasks and bytes that were read.
 
-    `end` is the place at which the search stopped, or None if it searched everything.
+    `end` is the position at which the search stopped, or None if it searched everything.
     """
 
     hits: list[dict[str, Any]]
