@@ -69,7 +69,7 @@ visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
 # Lists use this condition and filter by agent separately, since the `OR` above would prevent SQLite
 # from using an index.
 tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
-# Joins compare both columns, since an agent's ID is unique only within its user.
+# Joins compare the user too, since an agent's ID is unique only within its user.
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
@@ -79,7 +79,7 @@ USER_PREFIX = "tsk_user_"
 READ_PREFIX = "tsk_read_"
 
 _ALPHABET = string.digits + string.ascii_letters
-_RANDOM_LENGTH = 40  # characters from an alphabet of 62, with 238 random bits
+_RANDOM_LENGTH = 40  # characters from an alphabet of 62, so a key has 238 random bits
 # The 6 characters of the checksum are computed as three pairs, for speed.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _CHECKSUM_LENGTH = 6
@@ -145,7 +145,7 @@ def find(statement: Statement[KeyRow], value: str, now: str) -> KeyRow | None:
 # The headers that can contain a key, as the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
-# The errors of a read or a write if the user is deleted during the request.
+# The errors that a read or a write raises if the user is deleted during the request.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 MINUTE = len("2026-11-24T13:36")  # the length of a timestamp without its seconds
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     """
     credentials = authorization.split(",") if authorization else []
     if not any(text.lower().split()[:1] == [BEARER] for text in credentials):
-        # Credentials of another scheme, such as Basic, are meant for a proxy.
+        # Ignore credentials of another scheme, such as Basic, which are meant for a proxy.
         return apikey or ""
     # If a header was sent twice, gunicorn joins the values with a comma, which no key contains.
     if len(credentials) > 1:

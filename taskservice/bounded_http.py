@@ -83,7 +83,7 @@ class _Response(HTTPResponse):
         """Skip interim responses, such as status 103; the base class skips only status 100."""
         super().begin()
         while 101 < self.status < 200:
-            self.headers = cast(HTTPMessage, None)  # otherwise, `begin` would do nothing
+            self.headers = cast(HTTPMessage, None)  # otherwise, `begin` would return immediately
             super().begin()
         self._limited.in_headers = False
 

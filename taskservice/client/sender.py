@@ -234,7 +234,7 @@ class Sender(threading.Thread):
         return True
 
 
-MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines reach this size
+MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines have at least this size
 EXIT_SECONDS = 5.0  # how long an exiting process waits until its lines are sent
 _POLL_SECONDS = 0.2  # how often a thread that waits for the sender checks for errors
 # Outboxes that may contain unsent lines, even if the program no longer uses them.
@@ -272,7 +272,7 @@ class Outbox:
             writer = f"{self._writer}-{uuid4().hex[:12]}"
             sender = self.sender = Sender(
                 self._connection, spool, writer, lambda: self._task_id, heartbeat=self._heartbeat,
-                # An empty spool lets threads that wait for space continue.
+                # Empty the spool, so that threads that wait for space continue.
                 on_stop=lambda error: spool.discard(),
             )  # fmt: skip
             sender.start()

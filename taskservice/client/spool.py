@@ -28,10 +28,10 @@ def rfc3339(milliseconds: int) -> str:
     return time_of_line.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# A log stores lines of valid UTF-8 with a limited length.
+# The lines of a log are valid UTF-8 and have a maximum length.
 
-# A line of at most this size always fits: U+FFFD, which replaces NUL and invalid bytes, has three
-# bytes.
+# A line of at most this size fits even if each of its bytes is replaced with U+FFFD, which has
+# three bytes in UTF-8.
 _ALWAYS_FITS = MAX_LINE // 3
 _MARKER_BYTES = 100  # reserved for the marker at the end of a truncated line
 
@@ -99,7 +99,7 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size of the lines in the log, in bytes."""
+        """The size of the lines without their times, in bytes."""
         return self.stored_bytes - self.lines * _TIME_BYTES
 
     def json(self) -> dict[str, Any]:
@@ -138,8 +138,9 @@ class InterruptSafeEvent:
 MAX_SPOOL_BYTES = MAX_LOG
 MAX_MEMORY_BYTES = 4 * 1024 * 1024  # for a run whose lines can't be written to the disk
 _BLOCK_BYTES = 1024 * 1024
-# The file `position` contains four numbers: the confirmed bytes of the file `lines`, the number of
-# the next line, the sent bytes, and the lines that were lost after the lines on the disk.
+# The file `position` contains four numbers: how many bytes of the file `lines` are confirmed, the
+# number of the next line, how many bytes were sent, and how many lines were lost after the last
+# line on the disk.
 _POSITION = struct.Struct("<4Q")
 
 
@@ -256,7 +257,7 @@ class Spool:
             self._is_open = False
             in_memory = bytes(self.memory)
             self.memory.clear()
-            # The disk may have space again. Otherwise, `position` stores the number of lost lines.
+            # The disk may have space now. If not, `position` stores the number of lost lines.
             if not self._store_on_disk(in_memory):
                 self._lost += in_memory.count(b"\n")
             lines = self.count()

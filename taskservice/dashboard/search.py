@@ -26,9 +26,9 @@ OF_PAGE = ("q", "where", "sort", "cursor")
 MAX_LINES = 3
 
 
-# The tasks with matching lines, and the position at which the search continues. A line is its
-# number, or None for a line of an error message, and the pieces of its text: every second piece is
-# a match.
+# The tasks with matching lines, and the position at which the search continues. Each line is a
+# pair: its number (None in an error message), and the pieces of its text. Every second piece is a
+# match.
 Found: TypeAlias = tuple[
     list[tuple[TaskRow, list[tuple[int | None, list[str]]]]], search.End | None
 ]

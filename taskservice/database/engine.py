@@ -62,8 +62,8 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # The pool's pings are rare, since most uses take a connection that remains checked out of
-        # the pool.
+        # Pings are rare, since most operations use a connection that remains checked out of the
+        # pool.
         "pool_pre_ping": not is_sqlite,
     }
     autocommit = {"isolation_level": "AUTOCOMMIT"}
@@ -92,7 +92,7 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
         except sqlite3.Error as error:
-            # SQLAlchemy raises the same error for connections that it opens.
+            # Raise the error that SQLAlchemy raises for the connections that it opens itself.
             raise OperationalError("connect", None, error) from error
         return connection
 
@@ -136,8 +136,8 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
         if context.sqlalchemy_exception is not None:
             statements.redact_details(context.original_exception, context.sqlalchemy_exception)
         if context.is_disconnect:
-            # If unused connections remained open, a request would wait for the unresponsive server
-            # again on the next connection.
+            # Close the unused connections too; otherwise, the next request to use one of them would
+            # wait for the unresponsive server again.
             reads.forget()
             writes.forget()
 
@@ -171,7 +171,7 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "tcp_user_timeout": 30_000,
         },
         # The isolation level is explicit for the same reason as in `_BEGIN`. The engines of an app
-        # replace it with AUTOCOMMIT.
+        # replace this level with AUTOCOMMIT.
         "isolation_level": "READ COMMITTED",
     }
 
@@ -225,8 +225,9 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
 
 def _has_server(connection: Any) -> bool:
     """Whether an idle connection is still open; a restart of the server closes it."""
-    # A query, such as the one of `pool_pre_ping`, would take as long as a read. An idle connection
-    # is readable only if the server has ended it, or if its keepalive probes have failed.
+    # Check the socket, since a query (as with `pool_pre_ping`) would take as long as a read. The
+    # socket of an idle connection is readable only if the server has ended the connection, or if
+    # keepalive probes have failed.
     if connection.closed:
         return False
     waiting = select.poll()

@@ -18,8 +18,8 @@ from taskservice.database.transactions import reading
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-# Added to POLL_SECONDS for each watching thread. All watching threads read the database after a
-# change, which delays other requests.
+# Added to POLL_SECONDS for each watching thread, since all of these threads read the database after
+# a change, which delays other requests.
 POLL_SECONDS_EACH = 0.001
 # The pause after a failed poll.
 PAUSE_SECONDS = 5.0
@@ -126,15 +126,16 @@ class WaitSlot:
 
 
 class WaitSlots:
-    """Limits the threads for streams, and for waits: requests that wait for a change.
+    """Limits the number of threads for streams and waits.
 
-    A user can hold all slots while no other user needs a slot. If no slot is free, a user with
-    fewer slots takes a slot from the user with the most slots. A stream can also take a slot from a
-    wait of the same user, since a client simply repeats a wait that ends early. The oldest wait
-    loses its slot, or the oldest stream if there is no wait; `wake` then notifies the thread that
-    has lost the slot. Viewers of links hold at most a quarter of the slots, but at least one slot.
-    These slots are shared by the same rules, among users and then among the links of a user.
-    Viewers of links take no slots from requests with keys.
+    A wait is a request that waits for a change. A user can hold all slots while no other user needs
+    a slot. If no slot is free, a user with fewer slots takes a slot from the user with the most
+    slots. A stream can also take a slot from a wait of the same user, since a client simply repeats
+    a wait that ends early. The oldest wait loses its slot, or the oldest stream if there is no
+    wait; `wake` then notifies the thread that has lost the slot. Viewers of links hold at most a
+    quarter of the slots, but at least one slot. These slots are shared by the same rules, among
+    users and then among the links of a user. Viewers of links take no slots from requests with
+    keys.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -171,8 +172,8 @@ class WaitSlots:
             losers = [slot for slot in of_user if not slot.is_stream]
         if not losers:
             return False
-        # Prefer a wait to a stream. Of several waits or streams, `min` returns the first, which is
-        # the oldest.
+        # Take the slot of a wait if there is one, otherwise the slot of a stream. Of several waits
+        # or streams, `min` returns the first, which is the oldest.
         given_up = min(losers, key=attrgetter("is_stream"))
         self._held.remove(given_up)
         given_up.is_over = True
@@ -183,7 +184,7 @@ class WaitSlots:
 def _of_most(
     slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], new_slot: WaitSlot
 ) -> list[WaitSlot]:
-    """The slots of the owner with the most; none if the owner of `new_slot` has almost as many."""
+    """The slots of the owner who has most; empty if the owner of `new_slot` has almost as many."""
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
     # With a difference of only one slot, two owners would repeatedly take it from each other.

@@ -48,7 +48,7 @@ MAX_AGENTS = 64
 # Maximum number of agents without a tool that the description of `start_task` lists.
 MAX_OTHERS = 64
 MAX_NAME = 40
-# The lengths of the two parts of a tool's name: `_` with the digest, and the part before.
+# Maximum lengths of the two parts of a tool's name: `_` with the digest, and the part before it.
 DIGEST = 7
 BEGINNING = MAX_NAME - DIGEST
 # The characters that the ID of an agent can contain, but the name of a tool can't.
@@ -63,7 +63,7 @@ def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
     would start the wrong agent.
     """
     names = [name for agent in agents for name in _possible_names(agent.id)]
-    # A user can have very many agents, so read only agents that can have one of these names.
+    # A user can have very many agents, so read only agents whose tools can have these names.
     beginnings = {name[:length] for name in names for length in (BEGINNING, -DIGEST)}
     ids = agent_service.ids_with_beginnings(caller, beginnings, BEGINNING)
     claims = Counter([*FIXED, *(name for agent_id in ids for name in _possible_names(agent_id))])
@@ -377,7 +377,7 @@ def read_log(call: Call, arguments: Arguments) -> Result:
     return results.tool_result(page)
 
 
-# By status: the filters of the lists that together contain the tasks with this status.
+# For each status, the filters of the lists that together contain the tasks with this status.
 _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     None: [{}],
     **{status: [{"status": status}] for status in STATUSES},
@@ -415,7 +415,7 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
 
 
 def _newest(selection: Selection, limit: int) -> list[Position]:
-    """The positions of the newest tasks, from several searches, since each stops after a while."""
+    """The positions of the newest tasks; searches again if a search ends before it finds enough."""
     tasks, positions, reached = TaskList(caller, selection), list[Position](), None
     for _ in range(MAX_SEARCHES):
         page, reached = tasks.positions(reached, limit - len(positions))

@@ -119,9 +119,9 @@ _ENQUEUE = Statement[None](
 )
 # A hook for people receives at most one message every PAUSE_SECONDS.
 PAUSE_SECONDS = 30.0
-# The current time, or the end of a hook's pause. A pause that ends too far in the future is
-# ignored: it began before the clock was set back, or when the hook was for programs. PostgreSQL
-# rounds the time; therefore a second is added.
+# The end of a hook's pause, or the current time if there is no pause. A pause that ends too far in
+# the future is ignored: it began before the clock was set back, or when the hook was for programs.
+# PostgreSQL rounds the time; therefore a second is added.
 _has_pause = Hook.quiet_until.between(database_now(), database_now(PAUSE_SECONDS + 1))
 after_pause = case((_has_pause, Hook.quiet_until), else_=database_now())
 # Schedules the next message of a hook for people, unless it is already scheduled. The UPDATE locks
@@ -178,7 +178,7 @@ class NewEvent(NamedTuple):
     question_id: str | None = None
     details: Mapping[str, Any] = {}
     agent: Any = None
-    is_for_people: bool = False  # hooks for programs were already notified
+    is_for_people: bool = False  # if true, hooks for programs were already notified
 
     @classmethod
     def of_task(
@@ -317,7 +317,7 @@ def _enqueue_for_hook(
         callback_url=hook.target,
         host=host_of(hook.target),
         created_at=event.at,
-        # The `next_attempt_at` of a delivery to people is its expiry.
+        # A delivery to people expires at its `next_attempt_at`.
         seconds=DAY_SECONDS if is_for_people else 0.0,
     )
 

@@ -116,7 +116,7 @@ def correct_future_times(now: str) -> None:
     """
     for agent in read_all(_NEXT, now=now):
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
-        # A run that is due later than this was computed from a time after `now`.
+        # A later `due_at` was computed from a time after `now`.
         if agent.due_at > str(from_now["due_at"]):
             ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:
