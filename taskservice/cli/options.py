@@ -55,7 +55,7 @@ def time_before(ctx: click.Context, param: click.Parameter, seconds: int | None)
 
 
 def text(value: str) -> str:
-    """The text; raises BadParameter unless it is valid in UTF-8: arguments can be any bytes."""
+    """The text; raises BadParameter if it is not UTF-8, since arguments can be any bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def text(value: str) -> str:
 
 
 def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -> str:
-    """The only ID that matches a prefix; exits if `ids`, the matches, are none or several."""
+    """The only ID in `ids`, which match a prefix; exits if `ids` has no ID or several."""
     if not ids:
         exit_with_error(f"No {noun} matches {prefix}", not_found)
     if len(ids) > 1:
@@ -256,7 +256,7 @@ def task_options(
 
 
 def _examples(line: str, arguments: Sequence[str]) -> str:
-    """The end of a command's help: an example for each item of `arguments`, or only the line."""
+    """The end of a command's help: an example for each item of `arguments`, or `line` alone."""
     examples = [f"  {line} {text}".rstrip() for text in arguments or [""]]
     return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *examples])
 

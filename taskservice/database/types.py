@@ -168,7 +168,7 @@ byte_length = _function(Integer(), "length(CAST({0} AS BLOB))", "octet_length({0
 position_in_text = _function(Integer(), "instr({all})", "strpos({all})")
 # A text with its ASCII letters in lower case; other characters do not change.
 ascii_lower = _function(Text(), "lower({0})", 'lower({0} COLLATE "C")')
-# An aggregate function that joins the texts of the rows, in their order, with line feeds.
+# An aggregate function that joins the texts of the rows, in the order of the rows, with line feeds.
 joined_by_line_feed = _function(
     Text(), "group_concat({all}, char(10))", "string_agg({all}, chr(10))"
 )

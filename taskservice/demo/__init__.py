@@ -1,1 +1,1 @@
-"""A made-up team with agents of many kinds: two months of history, and live agents."""
+"""A fictional team with agents of many kinds: two months of history, and live agents."""

@@ -229,7 +229,7 @@ time = partial(text, post_load=in_utc, format="date-time")
 
 
 def bytes_at_most(limit: int) -> dict[str, Any]:
-    """The options of a text with a maximum length in bytes."""
+    """The options of a text field with a maximum length in bytes."""
 
     def check(value: str) -> None:
         if len(value.encode()) > limit:

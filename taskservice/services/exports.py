@@ -138,7 +138,7 @@ def _log_lines(row: TaskRow) -> Iterator[bytes]:
 
 
 def _task_json(row: Any, writers: Sequence[AnyRow]) -> dict[str, Any]:
-    # The empty name stands for the default writer.
+    # The empty name means the default writer.
     of_default = {"": row.default_writer_seq} if row.default_writer_seq else {}
     return {
         **export_lines.task_rows.dump(row),

@@ -87,7 +87,8 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A part of a search: lines `after` + 1 to `until` of the logs of these tasks, in `size` bytes.
+    """A part of a search: lines `after` + 1 to `until` of the logs of `tasks`, `size` bytes in
+    total.
 
     The next part begins after `end`.
     """
