@@ -165,7 +165,7 @@ class Spool:
         self.sent_bytes = 0
         self._seq = 1
         self._batch: Batch | None = None
-        # Ctrl-C in a thread that adds lines could leave a Condition locked.
+        # Not a Condition, which Ctrl-C in a thread that adds lines could leave locked.
         self._lock = threading.RLock()
         self._is_open = True
         self._on_full, self._max_memory = on_full, max_memory

@@ -90,7 +90,7 @@ class Watcher:
                     self._poll(connection)
             except Exception as error:
                 logger.error("Can't watch the database: %s", error)
-                # The waiting threads then read the database, and report the same error.
+                # Wake the waiting threads, which then read the database and report the same error.
                 self.wake()
                 resources.stopping.wait(PAUSE_SECONDS)
 

@@ -27,8 +27,8 @@ MEGABYTE = 1024 * 1024
 LOW_DISK_BYTES = 1024 * MEGABYTE
 # A delivery that has been due for longer than this causes a warning.
 LATE_SECONDS = 300.0
-# For three series of SQLite, the first release that fixes a rare corruption of databases with
-# several writers.
+# For three release series of SQLite, the first version without a rare bug that corrupts databases
+# with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 # Selects the PostgreSQL settings that are off although durability depends on them. The service
 # itself sets `synchronous_commit`.

@@ -184,7 +184,7 @@ class LogLineSchema(LineSchema):
 
 
 class VoidLineSchema(LineSchema):
-    """Cancels the import of a task whose line precedes this line in the export."""
+    """Tells the import to discard a task whose line precedes this line in the export."""
 
     taskId = fields.uuid(required=True)
 

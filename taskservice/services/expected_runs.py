@@ -25,7 +25,8 @@ from taskservice.terms import RUNNING
 
 BATCH = 50  # the maximum number of agents in one transaction
 
-# Lock the row, so that only one of several tasks that start at the same time ends the lateness.
+# Lock the row, so that only one of several tasks that start at the same time records that the agent
+# is no longer late.
 _EXPECTED = Statement[AnyRow](
     select(Agent.expect, Agent.due_at, Agent.late_at, Agent.late_since)
     .where(*this_agent, Agent.expect.is_not(None))
@@ -36,7 +37,7 @@ _NEXT = select(Agent.user_id, Agent.id, Agent.expect, Agent.due_at).where(
     Agent.due_at > bindparam("now"), Agent.late_since.is_(None)
 )
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
-# An agent whose row is locked is being changed and is skipped; the next round considers it.
+# Skip an agent whose row is locked, since it is being changed; the next round checks it.
 _LATE = (
     select(Agent.user_id, Agent.id, Agent.due_at)
     .where(
