@@ -135,7 +135,7 @@ _LOGS = ("-wal", "-journal")
 
 
 def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
-    """Replace the database with a backup of any released revision, and migrate it.
+    """Replace the database with a backup, which can have any released revision, and migrate it.
 
     After an interruption, the database is either the complete old one or the complete new one.
     Returns the path at which the old database is saved, or None if there was none. Raises
