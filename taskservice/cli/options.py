@@ -64,7 +64,7 @@ def text(value: str) -> str:
 
 
 def only_match(ids: Sequence[str], noun: str, prefix: str, not_found: int = 1) -> str:
-    """The only ID in `ids`, which match a prefix; exits if `ids` has no ID or several."""
+    """The only item of `ids`, the IDs that match `prefix`; exits if there are none or several."""
     if not ids:
         exit_with_error(f"No {noun} matches {prefix}", not_found)
     if len(ids) > 1:

@@ -87,8 +87,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A part of a search: lines `after` + 1 to `until` of the logs of `tasks`, `size` bytes in
-    total.
+    """A part of a search: lines `after` + 1 to `until` of the logs of `tasks`, with `size` bytes.
 
     The next part begins after `end`.
     """
