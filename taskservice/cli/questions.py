@@ -73,7 +73,7 @@ def outcome(question: Question) -> str:
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
-    """The arguments of each command: a value for a single field, else all required fields."""
+    """The arguments of each command: only a value for a single field, otherwise KEY=VALUE pairs."""
     fields = schema["properties"]
     if not fields:
         return ["--accept"]

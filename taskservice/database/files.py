@@ -79,7 +79,7 @@ def make_folder(path: Path) -> None:
 
 
 def full_disk(path: Path) -> str:
-    """A suffix for an SQLite error if the disk is full, which SQLite may report as an I/O error."""
+    """A suffix for an error message if the disk is full; SQLite may report this as an I/O error."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
