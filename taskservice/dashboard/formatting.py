@@ -1,4 +1,4 @@
-"""Functions for the templates, which format JSON, numbers, times and states."""
+"""Template functions that format JSON, numbers, times and states."""
 
 import re
 import unicodedata

@@ -86,8 +86,8 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
     path = writer.url.database or ""
 
     def connect() -> Any:
-        # With this URI, SQLite does not create a missing file: the operator may restore the old
-        # file.
+        # With this URI, SQLite does not create a missing file, since the operator may restore the
+        # old file.
         try:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)

@@ -119,7 +119,7 @@ def curl(path: str, method: str, operation: Object) -> str:
 
 
 def _required(operation: Object, place: str) -> Object:
-    """By name: the example of each required parameter."""
+    """The example of each required parameter, by the name of the parameter."""
     return {
         parameter["name"]: parameter["schema"]["examples"][0]
         for parameter in operation["parameters"]

@@ -1,4 +1,4 @@
-"""The lines of an export, whose fields are checked in the same way as in requests."""
+"""The lines of an export, whose fields are checked in the same way as the fields of requests."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -90,7 +90,7 @@ def _require(condition: bool, name: str, reason: str) -> None:
         raise ValidationError(reason, name)
 
 
-# Validates the number of a line, or a count of lines.
+# Validates a line number or a number of lines.
 _count = Range(1, 1 << 53)
 
 

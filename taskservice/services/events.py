@@ -202,7 +202,7 @@ def record_ends(connection: Connection, tasks: Iterable[Any], is_late: bool = Fa
     """Record that tasks ended, and the new states of their agents.
 
     `is_late` is true for a late report. `tasks` must contain the values of `hanging_since` and
-    `hanging_reason` from before the end.
+    `hanging_reason` from before the tasks ended.
     """
     ordered = sorted(tasks, key=attrgetter("user_id", "agent_id"))
     ends = [event for task in ordered for event in _ends(connection, task, is_late)]
@@ -288,7 +288,7 @@ def _with_hooks(
 def _store_events(
     connection: Connection, user_id: str, with_hooks: Sequence[tuple[NewEvent, Sequence[HookRow]]]
 ) -> None:
-    """Store events of one user, each with a delivery for each of its hooks."""
+    """Store events of one user, each with a delivery to each notified hook."""
     next_positions = {"of_user_id": user_id, "count": len(with_hooks)}
     last = connection.execute(_NEXT_POSITION, next_positions).scalar_one()
     for position, (event, hooks) in enumerate(with_hooks, last - len(with_hooks) + 1):

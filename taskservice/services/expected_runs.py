@@ -80,8 +80,8 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
     except CronSimError as error:
         reason = f"Not a cron expression of five fields: {error}."
         raise invalid({"expect": {"cron": [reason]}}) from None
-    # If clocks are set back in autumn and `since` is in the second pass of the repeated hour,
-    # CronSim starts with times of the first pass.
+    # When clocks are set back in autumn, one hour occurs twice. If `since` is in its second
+    # occurrence, CronSim starts with times in the first occurrence.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
     times = [clock.rfc3339(tick) for tick in islice(later, count)]
     if not times:
