@@ -64,7 +64,7 @@ def get(caller: Caller, task_id: str, question_id: str) -> Response:
 
 
 def _ended(caller: Caller, task_id: str, question_id: str) -> Any:
-    """The question. With `Prefer: wait`, the request first waits until it is no longer open."""
+    """The question; with `Prefer: wait`, wait until the question is no longer open."""
     return waiting.until(
         lambda: question_service.get(caller, task_id, question_id),
         lambda question: bool(question.state != terms.OPEN),

@@ -33,7 +33,7 @@ WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
 # Minimum seconds between two requests that ask the service to wait, since the service may respond
 # immediately.
 REPEAT_SECONDS = 1.0
-RETRY_SECONDS = 60.0  # how long a call is retried before it fails, by default
+RETRY_SECONDS = 60.0  # by default, a failed call is retried for this long
 
 
 class Connection:
@@ -45,7 +45,10 @@ class Connection:
         apikey: str | None = None,
         retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        """By default, use the settings of the environment or the profile. Raises SettingError."""
+        """By default, `url` and `apikey` are read from the environment or the profile.
+
+        Raises SettingError.
+        """
         default_url, default_key = ("", "") if url and apikey else stored_settings(url)
         self.url = checked_url(url or default_url)
         self.retry_timeout = retry_timeout
@@ -121,7 +124,10 @@ class Connection:
         return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, expected: Expected[T], **options: Any) -> Response[T]:
-        """Make one attempt. Options except `wait` are for `requests`. Raises TaskServiceError."""
+        """Make one attempt. Raises TaskServiceError.
+
+        Options other than `wait` are passed to `requests`.
+        """
         headers = dict(options.pop("headers", {}))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
@@ -140,7 +146,7 @@ class Connection:
         return response
 
     def _compare_versions(self, is_too_old: bool) -> None:
-        """Raise OtherVersion if the service `is_too_old` or has a different version."""
+        """Raise OtherVersion if `is_too_old`, or if the client has a different version."""
         try:
             received = self._receive("GET", "/openapi.json", responses.VERSION)
             version = responses.read(received, responses.VERSION).data["info"]["version"]
@@ -255,12 +261,12 @@ def _reason(error: Exception) -> str:
         return text if "(" in text else text.removesuffix(")")
     if isinstance(error, ChunkedEncodingError | ContentDecodingError):
         return "the response was cut off"
-    # Other causes are, for example, an invalid host name, proxy address or certificate file.
+    # Other errors have causes such as an invalid host name, proxy address or certificate file.
     return str(inner) or type(inner).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The original error that an error of requests or urllib3 wraps."""
+    """The innermost error that an error from requests or urllib3 wraps."""
     inner = next((part for part in error.args if isinstance(part, BaseException)), None)
     inner = getattr(error, "reason", None) or inner
     return _innermost(inner) if isinstance(inner, BaseException) else error
@@ -276,7 +282,7 @@ def chosen_profile() -> str:
 
 
 def stored_settings(url: str | None = None) -> tuple[str, str]:
-    """The address and the key from the environment or the profile; empty if neither is set.
+    """The address and the key from the environment or the profile; empty strings if neither is set.
 
     The profile is used only if `url` and both environment variables are unset, since a stored key
     must be sent only to the address in the same profile. Raises SettingError.

@@ -1,4 +1,4 @@
-"""The class `Task`, for programs that work on a task or watch a task."""
+"""The class `Task`, for programs that work on a task or watch it."""
 
 import json
 import math
@@ -196,11 +196,11 @@ def ask_alone(
     on_start: Callable[["Task"], object] = lambda task: None,
     **options: Any,
 ) -> Question:
-    """Like `ask`, but in a separate task, which ends with the answer.
+    """Like `ask`, but in a new task that only asks the question.
 
-    The default agent is `ask`, or the agent to which an agent key belongs.
+    The default agent is the agent of an agent key; for other keys, it is `ask`.
     """
-    # Do not retry the start of the task for longer than the timeout of the question.
+    # Do not retry the start of the task for longer than the question's timeout.
     options_of_start = {**options, "retry_timeout": min(seconds_open(timeout), RETRY_SECONDS)}
     if agent_id is None and connection.agent_key_hint:
         user = connection.call("GET", "/user", responses.USER, **options_of_start).data
@@ -237,7 +237,7 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
 
 def end_interrupted(task: "Task") -> None:
     """End a task whose program was interrupted, if the service is available."""
-    # An agent key can't cancel a task.
+    # An agent key can't cancel a task, so it reports a failure instead.
     try:
         task.cancel()
     except TaskServiceError:
@@ -312,11 +312,11 @@ class Line(NamedTuple):
 class Task:
     """A task, in the state in which it was last read; `refresh` reads it again.
 
-    `Client.start`, `Client.claim`, `Client.task`, `Client.tasks` and `current` return tasks.
-    As a context manager, a task sends heartbeats. At the end of the block, it sends the
-    remaining lines and reports the final status: `complete`, or `error` if an exception leaves
-    the block. The exception is not suppressed. Without a `with` block, the program spends up to
-    5 seconds at its exit to send the remaining lines.
+    `Client.start`, `Client.claim`, `Client.task`, `Client.tasks` and `current` return tasks. As a
+    context manager, a task sends heartbeats. At the end of the block, it sends the remaining lines
+    and reports the final status: `complete`, or `error` if an exception leaves the block. The
+    exception is not suppressed. Without a `with` block, the program spends up to 5 seconds at exit
+    sending the remaining lines.
 
     Calls that block are retried like the calls of a Client, and can raise the same errors. Threads
     can share a task. Forked child processes, and processes that unpickle a task, can add lines to
@@ -353,8 +353,8 @@ class Task:
         self._output = Output(data.get("output") or {})
         self._connection = connection
         self._outbox = Outbox(connection, self.id, writer, heartbeat)
-        # Whether the `with` block reports the final status. A task from `current` leaves the report
-        # to `taskservice run`.
+        # Whether the `with` block reports the final status. For a task from `current`, `taskservice
+        # run` reports it.
         self._reports_end = reports_end
         self._has_ended = False
         self._copy_id = uuid4().hex  # all pickled copies of this task have the same ID
@@ -541,7 +541,7 @@ class Task:
     ) -> str | dict[str, Any]:
         """Ask a person a question, and wait for the answer.
 
-        Blocks until there is an answer, even if the service is temporarily unavailable. An
+        Blocks until the question is closed, even if the service is temporarily unavailable. An
         exception that interrupts the wait, such as KeyboardInterrupt, withdraws the question. A
         task can have up to 8 open questions.
 
@@ -557,7 +557,7 @@ class Task:
             The answer as a string, or as a dictionary if `schema` is given.
 
         Raises:
-            QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
+            QuestionDeclined, QuestionExpired, QuestionWithdrawn: The question was not answered.
             TaskCancelled, TaskFinished, NotFound: The task ended or was deleted.
             Invalid: The question or its schema was rejected.
             Conflict: The task already has 8 open questions.
@@ -600,8 +600,8 @@ class Task:
     def raise_if_cancelled(self) -> None:
         """Raise an error if the task was cancelled or deleted. Sends no request.
 
-        The service reports this in its responses to lines, reports and heartbeats. In a `with`
-        block, a background thread sends heartbeats.
+        The service reports a cancellation or deletion in its responses to lines, reports and
+        heartbeats. In a `with` block, a background thread sends heartbeats.
 
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
@@ -882,7 +882,7 @@ def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
 
 
 def _duration(seconds: float) -> str:
-    """Like `seconds_text`, but with two decimals if the duration is short."""
+    """Like `seconds_text`, but with two decimals below 10 s."""
     return f"{seconds:.2f} s" if seconds < 10 else seconds_text(seconds)
 
 

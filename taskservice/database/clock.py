@@ -52,7 +52,7 @@ def rfc3339(aware: datetime) -> str:
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562, section 6.2, method 2), greater than all earlier ones of this process."""
+    """A UUIDv7 (RFC 9562, section 6.2, method 2), greater than all earlier IDs of this process."""
     global _last_id
     number = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
     with _lock:
@@ -76,11 +76,11 @@ Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 def encode(of_lines: Times) -> tuple[int, str | None]:
-    """The time of line 0 in milliseconds since 1970, and a text with the changes after it.
+    """The time of line 0 in milliseconds since 1970, and a text that lists the later changes.
 
     The text contains `index:milliseconds`, separated by commas, for each line whose time differs
-    from the time of the previous line. These milliseconds are the difference from the time of line
-    0. The text is None if all lines have the same time.
+    from the time of the previous line. The milliseconds are relative to the time of line 0. The
+    text is None if all lines have the same time.
     """
     first = before = of_lines[0][1]
     changes = []

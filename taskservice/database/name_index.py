@@ -1,12 +1,12 @@
 """A trigram index of the names of tasks, to search for a part of a name."""
 
 # On PostgreSQL, the index needs the extension pg_trgm. The names are in a separate table, since
-# each append writes a new version of a row of `tasks`: in an index of `tasks`, PostgreSQL would
-# then add all trigrams of the name again. On SQLite, maintenance adds the names in batches. If the
-# request that starts a task added its name, a third of the request's time would be spent on the
-# index. The index covers tasks up to the row number in `task_names_indexed`. A search treats later
-# tasks, and tasks in `task_names_outdated`, as candidates. The list of tasks checks the name of
-# each candidate, so a candidate that does not match does no harm.
+# each append to a log writes a new version of a row of `tasks`. For an index on `tasks`, PostgreSQL
+# would insert all trigrams of the name again with each version. On SQLite, maintenance adds the
+# names in batches. If the request that starts a task added its name, a third of the request's time
+# would be spent on the index. The index covers tasks up to the row number in `task_names_indexed`.
+# A search treats later tasks, and tasks in `task_names_outdated`, as candidates. The list of tasks
+# checks the name of each candidate, so a candidate that does not match does no harm.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -19,7 +19,7 @@ from taskservice.database.types import Identifier
 
 # The maximum number of trigrams in a query.
 MAX_TRIGRAMS = 32
-# How many names one transaction adds or removes; this takes about 5 ms.
+# The maximum number of names that one transaction adds or removes, in about 5 ms.
 BATCH = 2_000
 _OUTDATE = """
     INSERT OR IGNORE INTO task_names_outdated

@@ -1,4 +1,4 @@
-"""Connections for reads, and write transactions."""
+"""Provides connections for reads, and write transactions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -35,7 +35,7 @@ def transaction() -> Iterator[Connection]:
 
 
 def write_lock() -> AbstractContextManager[None]:
-    """Hold the turn to write to SQLite; raises OperationalError after BUSY_SECONDS.
+    """Hold the lock for writes to SQLite; raises OperationalError after waiting BUSY_SECONDS.
 
     On PostgreSQL, this does nothing.
     """
@@ -54,7 +54,7 @@ def read_snapshot() -> Iterator[Connection]:
 
 
 class SharedReading:
-    """A connection that all reads of a request share, and that the first read acquires."""
+    """A connection that the first read of a request acquires, and all its reads share."""
 
     def __init__(self, connections: KeptConnections) -> None:
         self._connections = connections

@@ -38,7 +38,7 @@ CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 TASKS = "io.modelcontextprotocol/tasks"
 
-# By method: the parameter that the header `Mcp-Name` repeats.
+# For each method, the parameter that the header `Mcp-Name` repeats.
 NAMED_BY = {"tools/call": "name"}
 NAMED_BY |= dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId")
 
@@ -93,12 +93,13 @@ def read_call(data: bytes) -> Call:
     others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
     # All members except arguments and answers remain in memory while the call waits.
     if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
-        raise RpcError(INVALID_REQUEST, "Only arguments and inputResponses can be this large")
+        detail = "Without arguments and inputResponses, a request has at most 64 KiB"
+        raise RpcError(INVALID_REQUEST, detail)
     return Call(value["method"], params, value.get("id"), "id" not in value)
 
 
 def with_era(call: Call, headers: Headers) -> Call:
-    """The call with `is_modern` and the client's capabilities. Raises RpcError."""
+    """The call, with `is_modern` and `capabilities` set. Raises RpcError."""
     meta, version = call.meta, _header(headers, "MCP-Protocol-Version")
     if VERSION_KEY not in meta and version in (None, *LEGACY):
         return call
@@ -137,7 +138,7 @@ def _decoded(value: str | None) -> str | None:
     try:
         return base64.b64decode(match[1], validate=True).decode()
     except ValueError:
-        # Return a text that can't be a name, since a name contains no NUL.
+        # Return a text that can't be a name, since names contain no NUL.
         return "\0"
 
 

@@ -1,4 +1,4 @@
-"""Gives each request an ID, a line in the log, and a count in the metrics."""
+"""Assigns each request an ID, logs it, and counts it in the metrics."""
 
 import json
 import logging

@@ -17,7 +17,7 @@ class HookFieldsSchema(Schema):
         "Phone",
     )
     target = fields.text(
-        "A URL that is also allowed as a callback, or `mailto:ADDRESS`.",
+        "A URL that is allowed as a callback URL, or `mailto:ADDRESS`.",
         "https://ntfy.example/alerts",
         required=True,
         **fields.bytes_at_most(terms.MAX_CALLBACK),
@@ -56,7 +56,7 @@ class HookFieldsSchema(Schema):
         pattern="^[!-~]{1,500}$",
     )
     answerLinks = fields.StrictBoolean(
-        "Whether the message of a question has a link that answers it without a key.", False
+        "Whether messages about questions contain a link to answer them without a key.", False
     )
     after = fields.integer(
         "The number of failures in a row after which `agent.broken` is sent; by default 1. "
@@ -98,13 +98,13 @@ class HookSchema(HookFieldsSchema, fields.RowSchema):
         terms.ACTIVE,
     )
     reason = fields.text(
-        "Why the hook fails, or why the service turned it off.",
+        "Why the hook is failing, or why the service turned it off.",
         None,
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )
     failingSince = fields.time(
-        "While the hook fails, the time of the first failed attempt since the last delivery. A "
-        "hook counts as failing after two failed attempts, the first at least two minutes ago.",
+        "While the hook is failing, the time of the first failed attempt since the last delivery. "
+        "A hook counts as failing after two failed attempts, the first at least two minutes ago.",
         None,
         attribute="failing_since",
         allow_none=True,
@@ -131,7 +131,7 @@ class TestedHookSchema(fields.ResponseSchema):
         attribute="status_code",
         allow_none=True,
     )
-    message = fields.text("The outcome, for people.", "The receiver responded with 200 OK.")
+    message = fields.text("A human-readable outcome.", "The receiver responded with 200 OK.")
 
 
 create_hook_schema = HookFieldsSchema()

@@ -21,7 +21,7 @@ from taskservice.schemas.users import AGENT_EXPANSIONS
 def _schema_field(
     description: str, example: Any, check: Callable[[Any], None], **properties: Any
 ) -> Dict:
-    """A field for a JSON Schema; `properties` describes the keywords that are required."""
+    """A field for a JSON Schema; `properties` contains a schema for each required keyword."""
     rules = {"required": list(properties), "properties": properties}
     metadata = {"description": description, "examples": [example], **rules}
     return Dict(validate=check, metadata=metadata)
@@ -51,10 +51,10 @@ class StartSchema(fields.RequestSchema):
         "means no limit.",
         3600,
     )
-    claim = fields.StrictBoolean("Whether the caller claims the task at its start.", False)
+    claim = fields.StrictBoolean("Whether the caller claims the task when it starts.", False)
     claimedAt = fields.timestamp(
-        "For a claimed task whose work began before this request: when it began, at most 30 days "
-        "ago."
+        "For a claimed task whose work began before this request: the time when the work began, "
+        "at most 30 days ago."
     )
     labels = fields.labels("Key–value pairs to filter by.")
     parentId = fields.uuid("The parent task; the key must have access to it.", None)
@@ -76,7 +76,7 @@ class BulkSchema(fields.RequestSchema):
     """An action on many tasks."""
 
     action = fields.choice(
-        "The action for each of the tasks.", terms.BULK_ACTIONS, terms.CANCEL, required=True
+        "The action to apply to each task.", terms.BULK_ACTIONS, terms.CANCEL, required=True
     )
     taskIds = fields.strings(
         "The IDs of the tasks; a repeated ID counts once.",
@@ -97,7 +97,8 @@ class FailureSchema(Schema):
 class ReportSchema(Schema):
     """Changes to a task."""
 
-    # The fields that a report can combine, as JSON Schema for the OpenAPI document.
+    # A report with an `error` must have the status `error`, as JSON Schema for the OpenAPI
+    # document.
     rule: ClassVar = {
         "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
@@ -105,7 +106,7 @@ class ReportSchema(Schema):
 
     status = fields.choice("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
     output = fields.json_object(
-        "Keys to set in the output: each replaces the stored value of the key. The whole output "
+        "Keys to set in the output; each value replaces the key's stored value. The whole output "
         "has at most 1 MiB.",
         {"sum": 15},
     )
@@ -113,7 +114,7 @@ class ReportSchema(Schema):
     name = fields.name("A new name.")
     progress = fields.Number("The progress.", 0.5, allow_none=True, validate=fields.up_to(1))
     note = fields.text(
-        "The progress, for people.",
+        "A human-readable description of the progress.",
         "34 of 68 pages",
         allow_none=True,
         validate=Length(max=terms.MAX_NOTE),
@@ -188,13 +189,13 @@ class AppendSchema(fields.RequestSchema):
         validate=Range(1, 1 << 53),
     )
     writer = fields.text(
-        f"The name of the writer, if the log has several; empty by default. A task can have at "
-        f"most {terms.MAX_WRITERS:,} writers.",
+        "The name of the writer, if the log has several writers; empty by default. A task can have "
+        f"at most {terms.MAX_WRITERS:,} writers.",
         "worker-1",
         validate=Length(max=terms.MAX_WRITER),
     )
-    # In the OpenAPI document, this field has no type: for `anyOf` with an array, code generators
-    # for Java create a broken class.
+    # In the OpenAPI document, this field has no type, since Java code generators create a broken
+    # class for `anyOf` with an array.
     at = fields.times(
         "When the agent printed the lines, in RFC 3339: one time for all lines, or an ascending "
         "array with one time for each string. The default is the current time.",
@@ -229,7 +230,7 @@ class ExpectSchema(Schema):
     }
 
     every = fields.integer(
-        "The maximum number of seconds from the start of a task to the start of the next.",
+        "The maximum number of seconds from the start of a task to the start of the next task.",
         90_000,
         validate=Range(60, terms.MAX_TIMEOUT),
     )
@@ -256,7 +257,7 @@ class ExpectSchema(Schema):
     @validates_schema
     def check_kind(self, data: dict[str, Any], **kwargs: Any) -> None:
         if not data.keys() & {"every", "cron", "maxDuration"}:
-            raise ValidationError("One of every, cron and maxDuration is required.", "every")
+            raise ValidationError("One of every, cron or maxDuration is required.", "every")
         if "every" in data and "cron" in data:
             raise ValidationError("Not allowed with cron.", "every")
         if "timeZone" in data and "cron" not in data:
@@ -276,7 +277,7 @@ class PutAgentSchema(fields.RequestSchema):
 
     name = fields.name("The agent's name; by default its ID.", "Nightly summarizer")
     description = fields.text(
-        "The agent's purpose, for people and models.",
+        "A description of the agent for people and models.",
         "Sums up the day's mail.",
         validate=Length(max=terms.MAX_DESCRIPTION),
     )
@@ -284,7 +285,7 @@ class PutAgentSchema(fields.RequestSchema):
         "A JSON Schema (draft 2020-12) that the input must match at each rerun, and at each start "
         "of a task that the caller does not claim. The schema has at most 16 KiB and 16 levels. "
         "At the top level it has the type object, and no oneOf, anyOf, allOf, not, if, enum or "
-        "$ref. Each $ref begins with #/ and does not lead back to itself.",
+        "$ref. Each $ref begins with #/ and does not refer back to itself.",
         examples.INPUT_SCHEMA,
         input_schema.check_input_schema,
         type={"const": "object"},
@@ -297,7 +298,7 @@ class PutAgentSchema(fields.RequestSchema):
     )
     expect = Nested(ExpectSchema())
     mutedUntil = fields.timestamp(
-        "Until when people are notified only of the agent's questions: up to "
+        "Until this time, people are notified only of the agent's questions: up to "
         f"{terms.MAX_MUTE_DAYS} days ahead. null ends the mute.",
         None,
     )
@@ -320,7 +321,7 @@ class CreateSignInLinkSchema(fields.RequestSchema):
     """A link that signs a person in."""
 
     keyName = fields.text(
-        "The name of the user key whose rights the link gives; by default the key of the request.",
+        "The name of the user key whose access the link gives; by default the key of the request.",
         "first",
     )
 
@@ -355,7 +356,10 @@ class TaskQuerySchema(Schema):
 
 
 def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
-    """A field for a cursor: the order, and the time, ID and found line of a page's last task."""
+    """A field for a cursor.
+
+    A cursor contains the sort order, and the time, the ID and the found line of a page's last task.
+    """
 
     def load(text: str) -> tuple[Any, ...]:
         # A forged cursor can contain any JSON.
@@ -378,7 +382,7 @@ def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int =
 
 
 def dump_cursor(sort: str, *position: str | int) -> str:
-    """The text of a cursor; the field that `_cursor` returns loads the text."""
+    """Encode a cursor as text, which the field from `_cursor` decodes."""
     return urlsafe_b64encode(orjson.dumps((sort, *position))).decode()
 
 
@@ -386,7 +390,9 @@ class FilterQuerySchema(Schema):
     """The filters of a list."""
 
     status = fields.choice("Only tasks with this status.", terms.STATUSES)
-    errorType = fields.choice("Only tasks that ended as `error` of this type.", terms.ERROR_TYPES)
+    errorType = fields.choice(
+        "Only tasks that ended with an error of this type.", terms.ERROR_TYPES
+    )
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
     asking = fields.flag("`true`: only tasks with open questions; `false`: only tasks without.")
     hanging = fields.flag("`true`: only tasks that hang; `false`: only tasks that don't.")
@@ -431,7 +437,7 @@ class SearchQuerySchema(FilterQuerySchema):
     """The text to search for, and filters for the tasks whose logs are searched."""
 
     text = fields.text(
-        "The text that a line must contain, character for character.",
+        "The text that a line must contain; there are no wildcards.",
         "full",
         required=True,
         validate=Length(1, terms.MAX_SEARCHED_TEXT),
@@ -482,7 +488,7 @@ class AgentQuerySchema(Schema):
 class NumbersQuerySchema(Schema):
     """Which numbers the response contains."""
 
-    path = fields.text("Only numbers at this path; without it, all paths.", "usage.output_tokens")
+    path = fields.text("Only numbers at this path; by default all paths.", "usage.output_tokens")
     limit = fields.number_text(
         1, terms.MAX_LIMIT, "With `path`: how many of the newest numbers to return. Default: 100."
     )

@@ -42,7 +42,7 @@ from taskservice.services.tasks import is_claimed, is_of_this_agent, is_unclaime
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
-# Schedules a hang check of each claimed task of the agent, since a new `expect` can change its
+# Schedules a hang check of each claimed task of the agent, since a new `expect` can change the
 # result.
 _CHECK_TASKS = update(Task).where(is_of_this_agent, is_claimed).values(hang_check_at=database_now())
 
@@ -112,7 +112,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-AGENTS_PER_READ = 50  # an agent has up to 20 KB
+AGENTS_PER_READ = 50  # an agent can take up to 20 KB
 MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
 RECENT = 30  # an agent's health is computed from this many recently finished tasks
 MIN_USUAL = 3  # an agent needs this many complete tasks to have a usual duration
@@ -150,7 +150,7 @@ _RUNNING = Statement[AnyRow](
 
 
 class Load(NamedTuple):
-    """The numbers of an agent's waiting tasks, up to a maximum, and of its running tasks.
+    """How many tasks of an agent are waiting, up to a maximum, and how many are running.
 
     If `is_complete` is false, the agent may have more than `running` running tasks.
     """
@@ -166,7 +166,7 @@ def list_all(caller: Caller) -> Iterator[Sequence[AgentRow]]:
 
 
 def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
-    """The sorted IDs of the agents that the caller may see, or of the first `count` of them."""
+    """The sorted IDs of the agents that the caller may see, at most `count`; None means all."""
     return [
         row.id for row in read_all(_AGENTS.with_only_columns(Agent.id).limit(count), **caller.scope)
     ]
@@ -310,8 +310,8 @@ def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AgentRow]:
 SEARCHED = 100  # the number of tasks whose outputs are searched for paths
 MAX_PATHS = 50
 MAX_PATH = 200  # characters
-# Only the first numbers of an output are read: at most MAX_PER_OUTPUT numbers, which have at most
-# MAX_NUMBERS_BYTES bytes together with their paths.
+# Only the first numbers of an output are read: at most MAX_PER_OUTPUT numbers, and at most
+# MAX_NUMBERS_BYTES bytes of numbers and paths.
 MAX_PER_OUTPUT = 100
 MAX_NUMBERS_BYTES = 8 * 1024
 MAX_BYTES = 4 * 1024 * 1024  # the maximum length of the outputs that one call reads
@@ -326,7 +326,7 @@ class _Number(str):
     __slots__ = ()
 
 
-# Long lists of numbers are ignored. Text in a string that looks like a list is ignored too.
+# Long lists of numbers are ignored. Text in a string that looks like such a list is ignored too.
 _LONG_LIST = re.compile(r"\[[-+.,0-9eE]{200,}\]")
 _decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
 

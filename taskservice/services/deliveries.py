@@ -61,10 +61,11 @@ from taskservice.webhooks.retry_schedule import JITTER, LONGEST_DELAY_SECONDS, S
 
 logger = logging.getLogger(__name__)
 
-# A literal instead of a parameter, as in the conditions of the partial indexes, so that the
-# database uses these indexes.
+# The state is a literal, as in the conditions of the partial indexes: with a parameter, the
+# database would not use these indexes.
 is_pending = Delivery.state == literal_column(f"'{terms.PENDING}'")
-# Until a lease expires, only its holder may post the delivery. An attempt takes much less time.
+# Until a lease expires, only its holder may post the delivery. An attempt takes much less time than
+# a lease.
 LEASE_SECONDS = 60.0
 # Leases that end later than a new lease would end are ignored: they began before the clock was set
 # back. A second is added, since PostgreSQL rounds the time.
@@ -271,8 +272,8 @@ class Leased(NamedTuple):
     attempt_count: int
     hook_id: str | None = None  # None for a callback; `event_id` is then None too
     event_id: str | None = None
-    # For people: when the message was leased, and the position of the last event in the message. If
-    # the position is None, the message contains only the event of this delivery.
+    # For a message to people: when it was leased, and the position of its last event. If the
+    # position is None, the message contains only the event of this delivery.
     leased_at: str | None = None
     last_position: int | None = None
 
@@ -291,9 +292,9 @@ class LeaseLost(Exception):
 
 
 # People are not notified of events that are older than a day, so the `next_attempt_at` of a
-# delivery for people is its expiry. Deliveries of a hook that is off also wait for at most a day. A
-# hook is turned off if MAX_LOST deliveries in a row fail permanently, or if its receiver responds
-# with 410.
+# delivery for people is the time when it expires. Deliveries of a hook that is off also wait for at
+# most a day. A hook is turned off if MAX_LOST deliveries in a row fail permanently, or if its
+# receiver responds with 410.
 MAX_LOST = 3
 GONE = 410
 _NO_FAILURES = {"failures": 0, "attempt_count": 0, "failed_since": None, "last_error": None}
@@ -305,7 +306,7 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-# The time when the next lease expires: if its process has died, the delivery is then due again.
+# The time when the next lease expires. If its process has died, the delivery is due again then.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
 _FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
 _NEXT = select(
@@ -409,7 +410,7 @@ def seconds_until_due() -> float | None:
 
 
 def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
-    """Lease at most `limit` due deliveries; for each user, those that became due first.
+    """Lease at most `limit` due deliveries, each user's in the order in which they became due.
 
     Users take turns: the next delivery is chosen from the user with the fewest leases in all
     processes. A receiver gets at most as many leases as it has free slots, so some deliveries may
@@ -536,12 +537,12 @@ def require_lease(leased: Leased) -> None:
         # A late report has replaced the delivery.
         raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
     if not now.holds:
-        # This machine may have been suspended; another process may hold the new lease.
+        # This machine may have been suspended, and another process may hold a new lease.
         raise LeaseLost("Its lease has expired.", now.state)
 
 
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Store an attempt, and the new state of its deliveries if the lease holds.
+    """Store an attempt, and the new state of its deliveries unless the lease was lost.
 
     Returns the new state.
     """
@@ -578,7 +579,7 @@ def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
         older = newest_first.order_by(Attempt.id.desc()).offset(terms.MAX_ATTEMPTS)
         connection.execute(delete(Attempt).where(Attempt.id.in_(older)))
         changed = connection.execute(update(Delivery).where(*held(leased)).values(values))
-        # If the leased delivery was deleted, a message for people still contains other events.
+        # A message for people can contain other events, even if the leased delivery was deleted.
         is_current = changed.rowcount or (leased.leased_at and is_deleted)
         if hook and leased.hook_id and is_current:
             if leased.leased_at:
@@ -610,7 +611,7 @@ def _settle_message(leased: Leased, state: str) -> None:
             ids = connection.scalars(others).all()
             these = update(Delivery).where(Delivery.id.in_(ids), is_pending, ~is_lost)
             changed = connection.execute(these.values(state=state, next_attempt_at=None))
-        # No row changes if the lease is lost.
+        # If the lease is lost, no row is changed.
         has_more = len(ids) == BATCH and changed.rowcount > 0
         if has_more:
             # Pause, so that other writers wait for at most one batch.
@@ -695,11 +696,11 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
 
 
 def expire() -> bool:
-    """End expired deliveries in a batch of one hook, which is for people or is off.
+    """Process a batch of due deliveries of one hook that is for people or is off.
 
-    The other deliveries of the batch become due when they expire. Expired deliveries count as
-    failed if at least MAX_LOST attempts of an active hook failed; otherwise, they are cancelled.
-    Returns whether more may be due.
+    Ends the expired deliveries; the others become due when they expire. Expired deliveries count as
+    failed if the hook is active and at least MAX_LOST attempts failed; otherwise, they are
+    cancelled. Returns whether more deliveries may be due.
     """
     waits = (Hook.state == terms.OFF) | _is_for_people
     of_hook = exists().where(Delivery.hook_id == Hook.id, is_due)
@@ -725,7 +726,7 @@ def expire() -> bool:
         connection.execute(
             waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
         )
-        # After fewer attempts, this service was probably unavailable rather than the receiver.
+        # If fewer attempts failed, probably this service was unavailable rather than the receiver.
         is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
         these = update(Delivery).where(Delivery.id.in_(expired))

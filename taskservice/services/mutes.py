@@ -51,8 +51,8 @@ _HANGING = Statement[TaskRow](
     .limit(BATCH)
 )
 _CHANGE = update(Agent).where(*this_agent)
-# The pending notifications of people about an agent, except those about questions: a mute does not
-# apply to questions.
+# The pending notifications to people about an agent, except notifications about questions, to which
+# a mute does not apply.
 _UNTOLD: AnySelect = (
     select(Delivery.id)
     .join(Hook, Hook.id == Delivery.hook_id)
@@ -86,7 +86,7 @@ def change(connection: Connection, caller: Caller, agent_id: str, until: str | N
         if agent.muted_at is not None:
             _end(connection, [agent])
         return
-    # The time is read while the agent is locked, like the times of the agent's other states.
+    # Read the time while the agent is locked, like the times of the agent's other states.
     now = current_time(connection)
     if not now < until <= clock.moved(now, terms.MAX_MUTE_DAYS * DAY_SECONDS):
         raise invalid({"mutedUntil": [f"Must be within the next {terms.MAX_MUTE_DAYS} days."]})
@@ -118,7 +118,7 @@ def _end(connection: Connection, agents: Sequence[Any]) -> None:
 
 
 def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEvent]:
-    """Events for the states of an agent that began during its mute and still hold."""
+    """Events for the states of an agent that began during its mute and persist."""
     ids: dict[str, Any] = {"user_id": agent.user_id, "agent_id": agent.id}
     if not events.has_stream(connection, agent.user_id):
         return
@@ -135,7 +135,7 @@ def _missed(connection: Connection, agent: AgentRow, now: str) -> Iterator[NewEv
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let mutes that began after `ahead` begin now, with the same duration."""
+    """Let mutes that begin after the future time `ahead` begin now, with the same duration."""
     begun = select(Agent.user_id, Agent.id, Agent.muted_at, Agent.muted_until)
     for agent in read_all(begun.where(Agent.muted_at > ahead)):
         seconds = clock.seconds_between(agent.muted_at, agent.muted_until)

@@ -185,8 +185,8 @@ def record_last_uses() -> None:
     of_keys = [{"of_id": key, "at": time} for key, time in keys.items()]
     _store_last_uses(of_keys, ApiKey.last_used_at, ApiKey.id == bindparam("of_id"))
     workers = auth.take_minutes(auth.worker_claims)
-    # Agents are changed in the same order as in other transactions; otherwise, two transactions
-    # could deadlock.
+    # Update the agents in the same order as other transactions; otherwise, two transactions could
+    # deadlock.
     of_workers = [
         {"of_user_id": user_id, "of_agent_id": agent_id, "at": time}
         for (user_id, agent_id), time in sorted(workers.items())
@@ -266,7 +266,8 @@ def _insert_key(
 
 # Callback secrets.
 
-# A replaced secret remains in use for this long, so that receivers can switch to the new secret.
+# A replaced secret remains in use for this many seconds, so that receivers can switch to the new
+# secret.
 OVERLAP_SECONDS = 86_400.0
 # The maximum number of secrets with which a webhook is signed. Each secret adds 48 bytes to a
 # header, and receivers accept headers of a few KiB.

@@ -165,7 +165,8 @@ def stream(
     held = ExitStack()
     if slots is not None:
         held.enter_context(slots.hold(caller.user_id))
-    # A failure midway closes the connection, so that no client mistakes a part for the whole.
+    # A failure midway closes the connection, so that no client mistakes a partial response for a
+    # complete one.
     rest = stream_with_context(chain((first, second), pieces))
     response = Response(rest, status, headers, mimetype=media_type)
     response.call_on_close(held.close)

@@ -18,13 +18,13 @@ class Interrupt:
         self._socket: socket.socket | None = None
 
     def set(self) -> None:
-        """Stop sending; does not wait for the attempt to end."""
+        """Make the attempt end soon, without waiting for its end."""
         with self._lock:
             self._is_set = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # the receiver may have closed the connection
-                    # SSLSocket.shutdown is not used: after it, the socket would send without
-                    # encryption.
+                    # SSLSocket.shutdown is not used: the socket would send without encryption
+                    # afterwards.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
@@ -33,7 +33,7 @@ class Interrupt:
             raise Interrupted
 
     def watch(self, connection: socket.socket) -> None:
-        """Let `set` break this connection; raises Interrupted if `set` was called before."""
+        """Let `set` shut down this connection; raises Interrupted if `set` was called before."""
         with self._lock:
             self.check()
             self._socket = connection
