@@ -164,7 +164,8 @@ class Forwarder:
         # `requests` and urllib3 raise many types of errors for malformed responses.
         except Exception as error:
             return type(error).__name__
-        # As in the service, only the status of the response counts, even if its body is unreadable.
+        # As in the service, only the status of the response matters, even if its body is
+        # unreadable.
         with suppress(Exception), response:
             _ = response.content
         return f"{response.status_code} {response.reason}".rstrip()

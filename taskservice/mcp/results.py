@@ -243,7 +243,7 @@ def _last_lines(task: TaskRow, count: int) -> list[str]:
 def log_page(task: TaskRow, after: int | None, count: int) -> tuple[list[str], int]:
     """Lines of a log, at most 32 KiB, and the number of the last line.
 
-    The lines are those after line number `after`; if `after` is None, the last lines of the log.
+    Returns the lines after line number `after`, or the last lines of the log if `after` is None.
     """
     if after is None:
         lines = logs.last_lines(task, count, MAX_TEXT)

@@ -251,7 +251,7 @@ def _failed_callbacks(values: dict[str, Any]) -> Items:
 
 def _hooks(values: dict[str, Any]) -> Items:
     for hook in read_all(hooks.IN_TROUBLE, **values):
-        kind, state, since = terms.HOOK_FAILING, "fails", hook.failing_since
+        kind, state, since = terms.HOOK_FAILING, "is failing", hook.failing_since
         if since is None:
             kind, state = terms.HOOK_OFF, "is off"
             since = hook.last_delivered_at or hook.created_at

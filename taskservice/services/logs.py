@@ -267,7 +267,7 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
     times: clock.Times = [(0, at)] if isinstance(at, int) else []
     if isinstance(at, Sequence):
         if len(at) != len(strings):
-            raise invalid({"at": ["Must have one time for each string of logs."]})
+            raise invalid({"at": ["Must have one time for each string in logs."]})
         counts = [string.removesuffix("\n").count("\n") + 1 for string in strings]
         times = list(zip(accumulate(counts, initial=0), at, strict=False))
     if not strings:
@@ -276,7 +276,7 @@ def from_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) 
     if text.count("\n") >= len(strings):
         # Some strings contain line feeds.
         text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
-    # The last line also gets a line feed, so that it counts even if it is empty.
+    # The last line also gets a line feed, so that an empty last line is stored too.
     return _chunks((piece.decode() for piece in _pieces(f"{text}\n".encode())), times)
 
 

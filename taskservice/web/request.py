@@ -81,8 +81,8 @@ JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
-# The content of a body: a schema for a JSON object, a list of one schema for an array, a media type
-# for text. A tuple lists alternatives. A mapping assigns schemas to other media types.
+# The content of a body: a schema for a JSON object, a list with one schema for an array, a media
+# type for text. A tuple lists alternatives. A mapping assigns schemas to other media types.
 Body: TypeAlias = Schema | list[Schema] | str
 Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
@@ -120,7 +120,7 @@ def is_optional(schema: Schema) -> bool:
 
 
 def by_media_type(content: Content) -> dict[str, Any]:
-    """Media type -> its schema: a list of one schema for an array, a tuple for alternatives, None
+    """Media type -> its schema: a list with one schema for an array, a tuple for alternatives, None
     for text.
     """
     if content is None:
@@ -318,8 +318,8 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 def json_value(data: bytes, schema: Schema) -> Any:
     """The body `data` as strict JSON, not yet loaded by `schema`; raises 400, 415 and 422."""
-    # A missing body counts as `{}`. Some clients send null or an empty JSON body instead, which
-    # count as `{}` too.
+    # A missing body is treated as `{}`. If all fields are optional, null or an empty JSON body is
+    # treated as `{}` too, since some clients send it instead of no body.
     if not data and not request.content_type:
         return {}
     _require_json()

@@ -31,7 +31,7 @@ T = TypeVar("T")
 MAX_SECONDS = 60
 # The interval at which a waiting request checks that its client is still connected.
 CLIENT_CHECK_SECONDS = 2.0
-# If a preference is repeated, the first one counts.
+# If a preference is repeated, the first one is used.
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]+)"?\s*(?:[,;]|$)', re.IGNORECASE)
 # Seconds after which a client that got no slot should retry. A hundred such clients take 1% of a
 # CPU.

@@ -248,7 +248,7 @@ def test_hook_that_fails_is_listed_within_three_minutes(
     assert (item["kind"], item["agentId"], item["taskId"]) == ("hook_failing", None, None)
     failing = expect(alice.get(f"/hook/{hook['id']}"), 200)
     assert item["since"] == failing["failingSince"]
-    assert item["text"] == f"The hook phone fails: {failing['reason']}"
+    assert item["text"] == f"The hook phone is failing: {failing['reason']}"
     set_hook(alice, hook, "off")
     assert items(alice) == []
 
