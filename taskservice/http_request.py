@@ -23,7 +23,7 @@ def request_id(requested: str) -> str:
     return requested if is_valid else f"{random.getrandbits(128):032x}"
 
 
-# The encoding of all forms of the dashboard.
+# The content type of all forms of the dashboard.
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_FIELDS = 10_000
 

@@ -45,7 +45,7 @@ BACKUP_SECONDS = 2 * 86_400.0
 _quiet_since: Any = bindparam("quiet_since")
 _oldest_question = (
     select(func.min(Question.asked_at))
-    # The same text as in the condition of the index, so that the database uses the index.
+    # Write the condition exactly as in the index, so that the database uses the index.
     .where(Question.task_id == Task.id, text("questions.state = 'open'"))
     .scalar_subquery()
 )
@@ -58,7 +58,7 @@ _ASKING = Statement[AnyRow](
 _is_late_alone = Agent.state.is_distinct_from(terms.BROKEN)
 _IN_TROUBLE = Statement[AnyRow](
     select(Agent.id, Agent.state, Agent.state_since, Agent.failures, Agent.late_since)
-    # The same text as in the condition of the index, so that the database uses the index.
+    # Write the condition exactly as in the index, so that the database uses the index.
     .where(visible_agents, text(f"({models.IN_TROUBLE.text})"))
     .order_by(_is_late_alone, case((_is_late_alone, Agent.late_since), else_=Agent.state_since))
     .limit(MAX_ITEMS)
