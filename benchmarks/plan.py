@@ -14,7 +14,7 @@ DAY = 86_400
 WAIT_SECONDS = 60
 # Connections that a process keeps open: its threads and eight more, to read and to write.
 CONNECTIONS = 2 * (16 + 8)
-HEAD = ("100,000,000 tasks, 10,000 agents that send a line a second", "arithmetic", "result")
+HEAD = ("100,000,000 tasks, 10,000 agents that each send a line per second", "arithmetic", "result")
 
 # The names of the figures that it multiplies.
 TASK_BYTES = "size on disk of a task with 5 lines"
@@ -44,18 +44,22 @@ def lines(
     yield _product("tasks on disk, with five lines each", TASKS, "tasks", task_bytes, "bytes")
     yield _product("indexes of tasks on disk", TASKS, "tasks", index_bytes, "bytes")
     yield _product(
-        "lines of a day on disk, each sent alone", AGENTS * DAY, "lines", line_bytes, "bytes"
+        "lines of one day on disk, each appended separately",
+        AGENTS * DAY,
+        "lines",
+        line_bytes,
+        "bytes",
     )
-    yield _product("write-ahead log a second", AGENTS, "appends", figures[WAL], "bytes")
+    yield _product("write-ahead log per second", AGENTS, "appends", figures[WAL], "bytes")
     yield _product(
-        "write-ahead log a second, directly after a checkpoint",
+        "write-ahead log per second, directly after a checkpoint",
         AGENTS, "appends", figures[FIRST_WAL], "bytes",
     )  # fmt: skip
     processes = AGENTS / most(GROW)
-    yield _quotient("processes of the service, fully busy", AGENTS, most(GROW), "processes")
+    yield _quotient("fully busy processes of the service", AGENTS, most(GROW), "processes")
     yield _quotient("CPUs of PostgreSQL", AGENTS, most(ALONE), "CPUs")
     yield (
-        "connections of twice as many processes, without PgBouncer",
+        "connections for twice as many processes, without PgBouncer",
         f"2 × {processes:.1f} × {CONNECTIONS}",
         f"{2 * processes * CONNECTIONS:,.0f}",
     )
@@ -66,14 +70,14 @@ def lines(
         f"{ended:.1f}, or {TASKS:,} in {TASKS / ended / DAY:.0f} days",
     )
     yield (
-        "share of time for the removal of tasks",
+        "share of time spent on removing tasks",
         f"{ended:.1f} ÷ {figures[RATE]:,.0f} tasks/s",
         f"{ended / figures[RATE]:.1%}",
     )
     seconds = figures[LOG_SECONDS]
     swept = log_lines / max(seconds - WAIT_SECONDS, 1)
     yield (
-        "share of time for the removal of lines",
+        "share of time spent on removing lines",
         f"{AGENTS:,} ÷ ({log_lines:,} lines ÷ ({seconds:.0f} - {WAIT_SECONDS}) s)",
         f"{AGENTS / swept:.0%}",
     )

@@ -20,8 +20,8 @@ from taskservice.webhooks import destinations
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The minimum length of the key that signs sessions: with a key that can be guessed, sessions could
-# be forged.
+# The minimum length in bytes of the key that signs sessions, since sessions could be forged with a
+# key that can be guessed.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
 # Variables of the client, which the service ignores without a warning.
@@ -33,7 +33,7 @@ class ConfigError(Exception):
 
 
 def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    """A parser of numbers with decimals if there is a unit, otherwise of whole numbers."""
+    """A parser of decimal numbers if there is a unit, otherwise of whole numbers."""
     name, kind = (f"number of {unit}", float) if unit else ("whole number", int)
     # `int` and `float` would also accept 1e9, 1_000, spaces, and the digits of other scripts.
     shape = re.compile(r"[0-9]{1,15}" + (r"(\.[0-9]{1,15})?" if unit else ""))
@@ -214,8 +214,11 @@ class Config:
         return replace(config, DATA=config.DATA.absolute()).completed(may_create)
 
     def completed(self, may_create: bool = True) -> "Config":
-        """These settings with URLs and the secret key; a missing key is created if `may_create`."""
-        # The URL is built from parts, since a ? or % in the path would need an escape in text.
+        """These settings, completed with the URLs and the secret key; creates a missing key if
+        `may_create`.
+        """
+        # The URL is built from parts, since a ? or % in the path would have to be escaped in the
+        # text of a URL.
         url = self.DATABASE_URL or URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 RETRY_SECONDS = 2
-# No file can be opened: this process or the machine has too many open files, or a disk is full.
+# No file can be opened or written: too many files are open, or a disk or a quota is full.
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 # PostgreSQL error codes of problems that the operator can fix: no connection, a read-only server,
 # no disk space or memory, a lock timeout, an operator's intervention, and a missing privilege,
@@ -62,8 +62,8 @@ def require(row: R | None, thing: str) -> R:
 
 def invalid_key() -> Problem:
     """A 401, which has the same text whatever is wrong with the key."""
-    # If this header contained `resource_metadata`, MCP clients would ignore the `Authorization`
-    # header in their configuration.
+    # If `WWW-Authenticate` contained `resource_metadata`, MCP clients would ignore the
+    # `Authorization` header in their configuration.
     headers = {"WWW-Authenticate": 'Bearer realm="taskservice"'}
     return Problem(401, "API key is invalid", headers=headers)
 
@@ -137,7 +137,7 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, DBAPIError):
         logger.error("The database rejected a statement: %s", error.orig)
         state = str(getattr(error.orig, "sqlstate", None) or "")
-        # With SQLite, all these problems raise OperationalError.
+        # With SQLite, an unavailable database always raises OperationalError.
         if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
             return database_unavailable()
         return _failure(error)

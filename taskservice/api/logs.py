@@ -107,7 +107,7 @@ def follow(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     event. After the task has ended, the stream sends the remaining lines and a last `task` event,
     and then ends. The stream also ends when the task is deleted.
 
-    A client that reconnects with `Last-Event-ID`, as browsers do, receives each line.
+    A client that reconnects with `Last-Event-ID`, as browsers do, does not miss any lines.
     """
     task = tasks.get(caller, task_id)
     return waiting.follow(task.id, _last_event_id(), has_times=query.get("times", False))

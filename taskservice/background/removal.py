@@ -19,12 +19,12 @@ from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
 from taskservice.terms import PENDING
 
-# The maximum numbers of rows that one transaction removes, since other writers wait for it. A task
-# with more than DELIVERIES_PER_BATCH deliveries is nevertheless removed in one transaction.
+# The maximum numbers of rows that one transaction removes, since other writers wait for its end. A
+# task with more than DELIVERIES_PER_BATCH deliveries is nevertheless removed in one transaction.
 TASKS_PER_BATCH = 100
 DELIVERIES_PER_BATCH = 1_000
 CHUNKS_PER_BATCH = 1_000
-JOB_SECONDS = 1.9  # the time limit of a job in a round, so that it does not delay other jobs
+JOB_SECONDS = 1.9  # the time limit of a job, so that it does not delay the other jobs
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:
@@ -105,7 +105,7 @@ def _sweep_batch() -> bool:
 
 SPARE_BYTES = 1024 * 1024  # free space that remains in the file for the next writes
 STEP_PAGES = 250  # the number of pages that a step releases
-# A longer write-ahead log is truncated, since SQLite reuses its file but does not shorten it.
+# A longer write-ahead log is truncated, since SQLite reuses the log file but does not shorten it.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50  # how long a checkpoint waits for readers of the log
 
@@ -255,9 +255,9 @@ def _in_task_batches(
         totals = accumulate(counts.get(task_id, 0) for task_id in old)
         old = old[: max(1, sum(total <= DELIVERIES_PER_BATCH for total in totals))]
         with transaction() as connection:
-            # Lock the tasks in a separate statement before the condition is tested: on PostgreSQL,
-            # a single statement could miss a delivery that is redelivered before it acquires the
-            # lock.
+            # Lock the tasks in a separate statement before testing the condition again: on
+            # PostgreSQL, one statement that does both could miss a delivery that becomes pending
+            # before the task is locked.
             locked = connection.scalars(_LOCK, {"task_ids": old}).all()
             among = {**values, "task_ids": locked}
             task_ids = connection.scalars(fitting.where(_AMONG), among).all()
@@ -285,7 +285,7 @@ def remove_user(name: str) -> int:
     remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
     count = 0
     while True:
-        # Without this limit, the loop would not end as long as new tasks are created.
+        # Without this limit, the loop might never end while agents create tasks.
         until_now = and_(is_of_user, Task.id <= clock.new_id())
         count += _in_task_batches(until_now, {}, remove)[0]
         # Remove the log lines before the user: if the process is killed here, the user still
@@ -312,6 +312,6 @@ def remove_user(name: str) -> int:
 
 
 def _sweep_all() -> None:
-    """Remove the log lines of removed tasks, and their names from the index."""
+    """Remove the log lines of removed tasks, and the names of removed tasks from the index."""
     index_names(inf)
     sweep(inf)

@@ -15,7 +15,8 @@ from taskservice.dashboard.pages import html_response
 from taskservice.dashboard.sessions import form_token
 from taskservice.database.watcher import change_marker
 
-# Maximum age of a cached page in seconds: some parts of a page, such as a chart, change with time.
+# Maximum age of a cached page in seconds: some parts of a page, such as a chart, change as time
+# passes.
 MAX_AGE = 2.0
 # How long a request waits, in seconds, while another request renders the page. The wait is short,
 # since the waiting request occupies a thread.
@@ -45,7 +46,7 @@ def shared(view: Callable[..., Response]) -> Callable[..., Response]:
         token = form_token() if "signed_in" in g else ""
         page = _page(request.script_root, request.full_path, caller.key_id, token)
         if not page.lock.acquire(timeout=MAX_WAIT):
-            raise errors.overloaded("The page takes too long; try again later")
+            raise errors.overloaded("Rendering the page takes too long; try again later")
         try:
             # Read before the page is rendered, so that a commit during the rendering is not missed.
             marker, began = change_marker(), time.monotonic()

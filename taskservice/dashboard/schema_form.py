@@ -28,7 +28,7 @@ Errors: TypeAlias = dict[str, list[str]]
 # The kinds of fields. A field of the kind JSON is for values that no other kind can show.
 TEXT, LONG_TEXT, NUMBER = "text", "long", "number"
 CHOICE, CHOICES, JSON = "choice", "choices", "json"
-# A text that can have more characters than this has a field with several lines.
+# A text that can have more characters than this is entered in a field with several lines.
 LONG = 200
 # Maximum number of references to follow for one schema.
 MAX_REFERENCES = 8
@@ -124,7 +124,7 @@ class Field:
         return bool(self.schema.get("format") == "date-time")
 
     def content(self) -> Json:
-        """The property with the value from the form, as an object; empty if an optional field is
+        """An object with the property and its value from the form; empty if an optional field is
         empty. Raises ValueError.
         """
         if texts := [text for text in self.texts if text]:
@@ -166,7 +166,7 @@ class Field:
     def keeps(self, value: Any) -> bool:
         """Whether the form can show this value and send it unchanged."""
         texts = self.texts_of(value)
-        # Browsers send each line end as CR LF. A field for one line can't contain line ends.
+        # Browsers send each line end as CR LF. A single-line field can't contain line ends.
         lost = "\r\n" if self.kind == TEXT else "\r"
         if any(character in text for text in texts for character in lost):
             return False
@@ -249,7 +249,7 @@ def _resolved(schema: Any, root: Json) -> Json:
 
 
 def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
-    """The schema without null as an alternative, and whether it allows null."""
+    """The schema without null as an alternative, and whether null was an alternative."""
     kinds = schema.get("type")
     if isinstance(kinds, list) and "null" in kinds and len(kinds) == 2:
         (kind,) = (name for name in kinds if name != "null")
@@ -281,7 +281,7 @@ def _number(text: str) -> Any:
 
 
 def _in_utc(text: str) -> str:
-    """A time in UTC, in the format of a field for dates and times; other text is unchanged."""
+    """A time in UTC, in the format of an HTML `datetime-local` field; other text is unchanged."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (ValueError, OverflowError):
@@ -298,7 +298,7 @@ def _with_zone(text: str) -> str:
 
 
 def errors_of(error: Exception) -> dict[str, Any]:
-    """The errors by field. Raises `error` again if it is not about the fields of a form."""
+    """The messages of `error` by field. Raises `error` again if it has no messages about fields."""
     errors = from_exception(error).members.get("errors")
     if not errors:
         raise error

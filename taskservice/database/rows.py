@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         last_used_at: str | None
 
     class HookRow(models.Hook, _Row):
-        # None if the hook does not fail.
+        # None if the hook is not failing.
         failing_since: str | None
 
     class KeyRow(models.ApiKey, _Row):

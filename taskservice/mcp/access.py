@@ -11,7 +11,8 @@ from taskservice.web.request import is_loopback, url_parts
 def require_access() -> None:
     """Check the host, origin and key of a request. Raises 401 and 403."""
     host, origin = request.environ.get("HTTP_HOST", ""), request.environ.get("HTTP_ORIGIN")
-    # In a DNS rebinding attack, a web page sends requests to this machine, but with another Host.
+    # In a DNS rebinding attack, a web page sends requests to this machine, but `Host` contains the
+    # domain of the page.
     if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
         detail = (
             "The service listens on loopback only, so the Host must be a loopback name; behind a "

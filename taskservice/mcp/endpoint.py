@@ -44,7 +44,7 @@ def handle() -> Response:
         message_id = call.id
         call = protocol.with_era(call, request.headers)
         if caller.access == READ:
-            # A read key can't answer questions, so it gets no forms.
+            # A read key can't answer questions, so results contain no forms for questions.
             call = call._replace(capabilities={**call.capabilities, "elicitation": None})
         return responses.json({"jsonrpc": "2.0", "id": message_id, "result": result_of(call)})
     except RpcError as error:
@@ -54,7 +54,9 @@ def handle() -> Response:
 
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
-    """Reject other methods after the same checks, and respond to CORS preflight requests."""
+    """Reject methods other than POST after the checks of access, and respond to CORS preflight
+    requests.
+    """
     if access.is_preflight():
         return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])

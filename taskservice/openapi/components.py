@@ -82,7 +82,7 @@ REQUEST_HEADERS = {
     "Prefer": value("`wait=s`: wait up to `s` seconds for a change, at most 60.", "wait=1"),
     "Last-Event-ID": value(
         "The `id` of the last event that the client received: the number of a line. The stream "
-        "resumes after it.",
+        "resumes after this line.",
         "42",
         pattern="^[0-9]*$",
     ),
@@ -120,8 +120,8 @@ RESPONSE_HEADERS = {
         required=True,
     ),
     "Preference-Applied": value(
-        "The granted wait, as `wait=s`. If too many requests are waiting already, the response has "
-        "`Retry-After` instead.",
+        "The granted wait in seconds, as `wait=s`. If too many requests are waiting already, the "
+        "response has `Retry-After` instead.",
         "wait=1",
     ),
     "X-Accel-Buffering": value(
@@ -140,7 +140,7 @@ RESPONSE_HEADERS = {
     ),
 }
 
-# By status: the name of the component for an error that several operations share.
+# Status -> the name of the component for an error that several operations share.
 REFUSALS = {
     400: "Unreadable", 401: "InvalidKey", 403: "NotAllowed", 404: "NotFound", 406: "NotAcceptable",
     408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",

@@ -25,9 +25,9 @@ _KEYWORDS = {
     "array": {"items", "minItems", "maxItems"},
 }
 _FORMATS = ("date", "date-time", "email", "uri")
-# Limits for the properties and choices of a question, and for the bytes in the name of a property.
-# They limit the size of a page with the forms of up to 80 questions; a form repeats the name with
-# each choice.
+# The maximum numbers of properties and choices of a question, and of bytes in the name of a
+# property. These limits bound the size of a page with the forms of up to 80 questions; a form
+# repeats a property's name with each choice.
 MAX_PROPERTIES = 50
 MAX_CHOICES = 250
 MAX_PROPERTY_NAME = 200

@@ -26,14 +26,15 @@ MAX_DEPTH = 16
 # target.
 MAX_VALUES = 4_000
 MAX_PATTERNS = 50
-# The memory of a compiled pattern, and the time that it takes for each byte of a text, are
-# proportional to its compiled size in bytes. The only way to find this size is to compile the
-# pattern with these limits.
+# The memory of a compiled pattern, and the time to match each byte of a text, are proportional to
+# the compiled size in bytes. The only way to estimate this size is to compile the pattern with each
+# of these limits.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
 MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
-# The cache of a compiled pattern in bytes; a larger cache makes the pattern hardly faster.
+# The size of the cache of a compiled pattern in bytes; a larger cache would hardly speed up
+# matching.
 _PATTERN_CACHE = 64 << 10
-# The validator replaces classes such as `\d` one by one, which takes quadratic time.
+# The validator rewrites a pattern once for each class such as `\d`, which takes quadratic time.
 MAX_BACKSLASHES = 500
 
 # MCP clients ignore a tool whose schema has one of these keywords at the top level.
@@ -104,7 +105,7 @@ MAX_NAMED = 100_000
 BYTES_COPIED_IN_STEP = 100
 # Whole numbers above this value, and fractions, are compared digit by digit.
 _MAX_WHOLE = 1 << 53
-# A number that is closer to 0 is replaced by this value, since a comparison of hundreds of digits
+# Smaller absolute values, except 0, are replaced by this value, since comparing hundreds of digits
 # would take 50 times as long.
 _SMALLEST = 1e-20
 
@@ -223,7 +224,7 @@ def _schemas(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas one level inside a schema, with their JSON pointers."""
+    """The schemas nested directly in a schema, with their JSON pointers."""
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
         if keyword in _ONE:
             yield f"{pointer}/{keyword}", value
@@ -234,7 +235,7 @@ def _inner(pointer: str, schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reference(pointer: str, schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
-    """The JSON pointer in `$ref`, in a list; empty without a `$ref`. Raises ValidationError."""
+    """A list with the JSON pointer in `$ref`; empty without a `$ref`. Raises ValidationError."""
     place = pointer.removeprefix("#/").replace("/", ".")
     if unwanted := _NOWHERE & schema.keys() - ({"$schema"} if pointer == "#" else set()):
         raise ValidationError(f"{place}: not allowed: {', '.join(sorted(unwanted))}.")
@@ -272,7 +273,9 @@ def _loads(text: str) -> tuple[Any, int]:
 
 
 def _number(text: str) -> int | float:
-    """An int for up to 18 digits or a whole number up to `_MAX_WHOLE`; otherwise a double."""
+    """An int if the text is an integer of at most 18 digits, or the value is a whole number up to
+    `_MAX_WHOLE`; otherwise a double.
+    """
     if len(text) <= 18 and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)

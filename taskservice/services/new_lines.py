@@ -58,7 +58,7 @@ def lines_not_in(good: TaskRow, task: TaskRow) -> dict[str, Any]:
 
 
 def _unknown(chunk: Any, known: set[bytes], first_log: int) -> Iterator[dict[str, Any]]:
-    """The last lines of a chunk that are not in `known`."""
+    """The lines of a chunk that are not in `known`, as JSON; only the last if they are too many."""
     lines = _without_values(chunk.text).split(b"\n")
     places = [place for place, line in enumerate(lines) if line not in known]
     first = chunk.last - chunk.count + 1
@@ -74,14 +74,15 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _HEX = bytes(ord("h") if chr(code) in "0123456789abcdefABCDEF" else 0 for code in range(256))
 _H = rb"[0a-fA-F]"
 # Each pattern begins with a set of bytes or a literal, so that Python finds candidates quickly. The
-# patterns match UUIDs and at least 16 hexadecimal digits, hexadecimal numbers, temporary paths, and
-# the names of months and weekdays in dates.
+# patterns match UUIDs, runs of at least 16 hexadecimal digits, numbers such as 0x1f, temporary
+# paths, and the names of months and weekdays in dates.
 _LONG_HEX = re.compile(
     _H + _H + rb"{7}(?:-" + (_H + rb"{4}-") * 3 + _H + rb"{12}|" + _H + rb"{8,})"
 )
 _SHORT_HEX = re.compile(rb"0[xX][0a-fA-F]+")
 _TEMPORARY = re.compile(rb"/tmp/[^\s'\":,)]*")
-# Follows the first three letters of a name in a pattern, and checks that no letter precedes them.
+# Follows the first three letters of a name in a pattern, and checks that no letter, digit or
+# underscore precedes them.
 _IS_WHOLE = rb"(?<!\w.{3})"
 _MONTH = re.compile(
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
@@ -93,7 +94,7 @@ _WEEKDAY = re.compile(
 )
 # The sign of a number, with the byte before it; the sign is removed.
 _SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
-# Parts of numbers, each of which is replaced by one zero.
+# Parts of numbers whose digits were all replaced by 0; each part becomes a single 0.
 _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
 # Spaces that align numbers; the lookbehind makes the search consider each series of spaces once.
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")

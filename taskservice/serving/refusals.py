@@ -26,7 +26,8 @@ _INTERNAL = (500, "Internal error; see the service's log")
 _BAD_HEADER = (400, "A header is malformed, missing, duplicated or contradictory")
 _BAD_CHUNK = (400, "The chunks of the request's body are malformed")
 
-# For each error of gunicorn, the status and a fixed text, which can't repeat a secret.
+# Error of gunicorn -> the status, and a fixed text, since gunicorn's text can contain a secret of
+# the request.
 _REFUSALS: dict[type[BaseException], tuple[int, str]] = {
     errors.ParseException: (400, "The request is not valid HTTP"),
     errors.InvalidRequestLine: (400, "The request line is malformed"),

@@ -1,4 +1,4 @@
-"""Sends one email once, and describes the outcome."""
+"""Makes one attempt to send an email, and describes the outcome."""
 
 import io
 import smtplib
@@ -90,7 +90,7 @@ class _Session(smtplib.SMTP):
         return super().getreply()
 
     def encrypt(self) -> None:
-        """Like `starttls`, but the connection itself verifies the certificate."""
+        """Like `smtplib.SMTP.starttls`, but `Connection` verifies the certificate."""
         code, reply = self.docmd("STARTTLS")
         if code != 220 or self.file is None:
             raise smtplib.SMTPResponseException(code, reply)
@@ -103,7 +103,7 @@ class _Session(smtplib.SMTP):
 
 
 def _open(session: _Session, server: MailServer) -> None:
-    """Encrypt if the server supports it, and log in; raises NoResponseError."""
+    """Start TLS if the server supports it, then log in if a user is set; raises NoResponseError."""
     place = f"{server.at.host} on port {server.at.port}"
     if session.getreply()[0] != 220:
         raise NoResponseError(f"{place} accepts no email now.")
@@ -162,8 +162,8 @@ def mail(sender: str, recipient: str, subject: str, text: str, message_id: str) 
     name, address = sender_parts(sender)
     message["From"] = Address(name, addr_spec=address)
     message["To"] = recipient
-    # Python decodes an encoded word such as `=?utf-8?q?a=0ABcc:_b?=`. Before version 3.11.10, it
-    # then writes the line break unchanged, which adds a header.
+    # Python decodes an encoded word such as `=?utf-8?q?a=0ABcc:_b?=`. Before version 3.11.10,
+    # Python then writes the decoded line break unchanged, which would add a header.
     message["Subject"] = subject.replace("=?", "=\u200b?")
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = f"<{message_id}@{address.rpartition('@')[2]}>"
