@@ -159,7 +159,7 @@ def print_table(
         _write(line.rstrip())
 
 
-# Cells, such as times, and IDs in the first column are not truncated below these lengths.
+# The minimum lengths to which cells, such as times, and IDs in the first column are truncated.
 _SHORT_CELL, _SHORT_ID = 14, 18
 # Optional columns are omitted before other cells are truncated below this length.
 _READABLE_CELL = 28
@@ -201,7 +201,7 @@ def open_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # `open` returns the lowest free number, which is `number`. Child processes inherit it.
+            # `open` returns the lowest free descriptor, which is `number`.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # Python sets these streams to None if their descriptors were closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
@@ -223,8 +223,8 @@ def _write(line: str, *, err: bool = False) -> None:
         # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
-                # Write the line at once, unlike `print`, since a running program may write to the
-                # same stream.
+                # Write the line in one call, unlike `print`, since a running program may write to
+                # the same stream.
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         return

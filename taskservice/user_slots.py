@@ -1,4 +1,4 @@
-"""Limits costly work of a process, so that one user can't use all its capacity."""
+"""Limits concurrent costly requests of a process, so that no user can take all its capacity."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -42,8 +42,8 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    From now on, the target receives the events of the hook: each event as a signed webhook or, in
-    the other formats, in messages for people. A message covers all events since the previous
+    The target then receives the events of the hook. In the format `standard`, each event is a
+    signed webhook. In the other formats, a message for people covers all events since the previous
     message, and a target receives at most one message in 30 s.
     """
     hook = hooks.create(caller, body)

@@ -1,4 +1,4 @@
-"""The delivery loop: one thread leases due deliveries, and starts a thread that sends each."""
+"""The delivery loop: one thread leases due deliveries, and starts a thread for each delivery."""
 
 import logging
 import threading
@@ -85,7 +85,8 @@ class DeliveryLoop(threading.Thread):
                 failing = resources.find(CircuitBreaker).open_receivers()
                 leases = delivery_service.lease_due(count, ReceiverSlots(running, failing))
                 if not leases:
-                    # The receivers have no free slot, or another process has leased the deliveries.
+                    # The receivers of the due deliveries have no free slot, or another process has
+                    # leased the deliveries.
                     return ROUND_SECONDS
                 for leased in leases:
                     self._start_attempt(leased)

@@ -18,7 +18,7 @@ from taskservice.terms import BROKEN, CANCELLED, HANGING, LATE, MAX_MUTE_DAYS, M
 
 DAY_SECONDS = 86_400
 HEADER = ("ID", "NAME", "STATE", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY", "NEXT RUN")
-# Columns that are left out on a narrow terminal, in this order.
+# Columns that are omitted on a narrow terminal, in this order.
 OPTIONAL = ("OF", "USUALLY", "LAST SUCCESS", "NEXT RUN")
 # ANSI colours: red, yellow and grey.
 COLOURS = {HANGING: "31", BROKEN: "31", LATE: "33", "muted": "90"}

@@ -20,7 +20,7 @@ from taskservice.services.lists import WAITING, Selection, TaskList
 from taskservice.terms import CANCELLED, COMPLETE, FAILED, HANGING, PENDING, RUNNING, TIMEOUT
 from taskservice.web import responses
 
-# Value of the "Started" field -> its text on the page, the filter of the API, and an age in
+# Maps each value of the "Started" field to its text on the page, the API's filter, and an age in
 # seconds.
 DAY = 86_400
 STARTED = {
@@ -36,7 +36,7 @@ STARTED = {
 }
 # Filters that the page has but the API does not, and their values.
 OWN_FILTERS = {"started": tuple(STARTED), "callback": (PENDING, FAILED)}
-# Filter -> its name on the page.
+# Maps each filter to its name on the page.
 WORDS = {
     "q": "Name",
     "agentId": "Agent",
@@ -56,7 +56,7 @@ WORDS = {
 # A sort order that the page has but the API does not.
 LONGEST_FIRST = "duration"
 PAGE_SIZE = 50
-# Tab -> the filters that the tab sets. Choosing a tab removes the filters of the other tabs.
+# Maps each tab to the filters that it sets. Choosing a tab removes the filters of the other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
     HANGING: {"hanging": "true"},
@@ -81,7 +81,7 @@ def load(
 ) -> tuple[dict[str, Any], Selection]:
     """The filters in the query string, as a query of the API's task list and as a Selection.
 
-    `sent` is used instead of the query string, and `schema` instead of the schema of the task list.
+    If `sent` is given, it replaces the query string; `schema` can replace the task list's schema.
     Raises 403 and 422.
     """
     sent = first_texts(request.args) if sent is None else sent
@@ -131,8 +131,8 @@ def url_of_children(task_id: str) -> str:
 
 
 def is_folded(selection: Selection) -> bool:
-    """Whether the list shows child tasks only under their parents. A filtered list does not, since
-    a filter can hide the parent.
+    """Whether the list shows child tasks only under their parents. A filtered list shows child
+    tasks like other tasks, since a filter can hide the parent.
     """
     return caller.agent_id is None and selection == Selection(sort=selection.sort)
 

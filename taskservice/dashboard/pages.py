@@ -31,7 +31,7 @@ dashboard.before_request(ignore_dates)
 STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 ENTER, LEAVE = "dashboard.sign_in.enter", "dashboard.sign_in.leave"
-# The blueprints of links, whose pages need no session.
+# The blueprints of pages that are opened with a secret link, and need no session.
 PUBLIC = {"dashboard.answer_links", "dashboard.shared", "dashboard.sign_in_links"}
 LIST = "dashboard.tasks.list_all"
 # The pages that list tasks. Their links to tasks contain the URL of the list, as `?back=`.
@@ -132,7 +132,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag. A GET that sends the same ETag gets a 304."""
     # Whether the session's key has the right to cancel, delete and answer.
     can_manage = "signed_in" in g and caller.can_manage
-    # Error pages do not read the items, since the database may be unavailable.
+    # For an error page, do not query the items, since the database may be unavailable.
     items = attention_items() if "signed_in" in g and status < 500 else []
     values |= {"signed_in": g.get("signed_in"), "can_manage": can_manage}
     values |= {"attention": items, "inbox": attention.counts(items)}
@@ -210,7 +210,9 @@ def documentation(page: str) -> str:
 
 
 def way_back() -> str:
-    """The URL of this list, or of the list that links to this page; empty without filters."""
+    """The URL of this list, or of the list that links to this page; empty for the list of all
+    tasks.
+    """
     is_list = request.endpoint in LISTS
     path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
     is_valid = path != "/" and len(path) <= MAX_BACK and endpoint_of(path) in LISTS

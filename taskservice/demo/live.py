@@ -30,7 +30,10 @@ class LiveAgents:
             thread.start()
 
     def stop(self) -> None:
-        """Give the agents a second to send their last lines. An agent that asks does not end."""
+        """Give the agents a second to send their last lines.
+
+        The thread of an agent that waits for an answer continues until the process ends.
+        """
         self._stopping.set()
         end = time.monotonic() + STOP_SECONDS
         for thread in filter(threading.Thread.is_alive, self._threads):
@@ -43,11 +46,11 @@ class LiveAgents:
             try:
                 work(number)
             except TaskServiceError:
-                # The task was cancelled or deleted, or the service is ending.
+                # The task was cancelled or deleted, or the service is stopping.
                 self._stopping.wait(5)
 
     def _seconds(self, count: int, seconds: float) -> Iterator[int]:
-        """Numbers from 1 to `count`, with a pause after each one."""
+        """The numbers from 1 to `count`, with a pause of `seconds` after each number."""
         for number in range(1, count + 1):
             yield number
             if self._stopping.wait(seconds):

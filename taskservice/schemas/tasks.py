@@ -69,14 +69,14 @@ class TaskSchema(fields.RowSchema):
     userId = fields.uuid("The ID of the user that owns the task.", examples.USER)
     createdAt = fields.time("When the task was started.", examples.TIME)
     updatedAt = fields.time("When the task last changed.", examples.LATER)
-    claimedAt = fields.time("When an agent claimed the task.", None)
+    claimedAt = fields.time("When the task was claimed.", None)
     finishedAt = fields.time("When the task ended.", None)
     input = fields.StoredJson("The task's input.", {"mailbox": "office"})
     logs = fields.Lines(
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # `Lines` ignores this value: most rows contain only the size of the log.
+        # `Lines` ignores the attribute's value. Most queries select only the size of the log.
         attribute="log_bytes",
     )
     firstLog = fields.integer(
@@ -100,12 +100,14 @@ class TaskSchema(fields.RowSchema):
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
     hangingSince = fields.time(
-        "Since when the task hangs, because it runs for too long, or is silent for longer than "
-        "usual; null if the task does not hang.",
+        "Since when the task hangs: it has run for too long, or it sends nothing and has run much "
+        "longer than usual. Null if the task does not hang.",
         None,
     )
     progress = fields.StoredNumber("The progress, from 0 to 1.", 0.5, minimum=0, maximum=1)
-    note = fields.text("The progress, for people.", "34 of 68 pages", maxLength=terms.MAX_NOTE)
+    note = fields.text(
+        "A human-readable progress note.", "34 of 68 pages", maxLength=terms.MAX_NOTE
+    )
     seconds = fields.StoredNumber(
         "How long the work took in seconds, as the agent measured it; null if the agent did not "
         "report it.",
@@ -278,7 +280,7 @@ class EventSchema(fields.ResponseSchema):
 
 
 class FinishedTaskSchema(fields.ResponseSchema):
-    """A finished task; if the task was cancelled, the agent must stop its work."""
+    """The outcome of a finished task. If the task was cancelled, the agent must stop its work."""
 
     id = fields.uuid("The task's ID.", examples.TASK)
     status = fields.choice("The task's status.", [terms.COMPLETE, terms.ERROR], terms.COMPLETE)
@@ -313,7 +315,7 @@ class AttemptSchema(fields.RowSchema):
         validate=validate.Range(0, 999),
     )
     message = fields.text(
-        "The outcome, for people.",
+        "A human-readable outcome.",
         "No response within 10 s.",
         **fields.bytes_at_most(terms.MAX_MESSAGE),
     )
@@ -376,9 +378,9 @@ class ProblemSchema(fields.ResponseSchema):
     type = fields.text("The type of the problem, a URI.", "about:blank")
     title = fields.text("The name of the HTTP status.", "Not Found")
     status = fields.integer("The HTTP status.", 404)
-    detail = fields.text("The problem, for people.", "Task's ID is not found")
+    detail = fields.text("A human-readable reason.", "Task's ID is not found")
     code = fields.choice(
-        "The kind of error, for programs. "
+        "The error code, for programs. "
         + " ".join(
             f"`{code}` ({status}): {meaning}"
             for code, (status, meaning) in error_codes.CODES.items()

@@ -34,8 +34,8 @@ MAX_TESTS = 10
 MINUTE_SECONDS = 60.0
 TEST_SECONDS = 10.0
 _OWN = and_(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
-# A hook fails if at least two attempts have failed since its last successful delivery, and the
-# first of them failed at least this many seconds ago.
+# A hook is failing if at least two attempts have failed since its last successful delivery, and the
+# first of these attempts failed at least this many seconds ago.
 FAILING_SECONDS = 120.0
 _is_failing = and_(
     Hook.state == terms.ACTIVE,
@@ -54,7 +54,7 @@ _HOOKS: AnySelect = (
 )
 _THIS = Hook.id == bindparam("hook_id")
 _HOOK = _HOOKS.where(_THIS)
-# Hooks that fail, or that were turned off by the service rather than by the user.
+# Hooks that are failing, or that the service, not the user, has turned off.
 IN_TROUBLE = Statement[HookRow](_HOOKS.where(Hook.reason.is_not(None) | _is_failing))
 _DELIVERIES: AnySelect = (
     select(*HOOK_DELIVERY_COLUMNS)
@@ -65,7 +65,7 @@ _DELIVERIES: AnySelect = (
 
 
 def list_in_trouble(caller: Caller) -> Sequence[HookRow]:
-    """The hooks of the user that fail, or that the service has turned off."""
+    """The hooks of the user that are failing, or that the service has turned off."""
     return read_all(IN_TROUBLE, user_id=caller.user_id)
 
 
@@ -109,7 +109,7 @@ def create(caller: Caller, fields: dict[str, Any], hook_id: str | None = None) -
 
 
 def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
-    """Change fields of a hook; its format changes only if it is given. Raises 404 and 422."""
+    """Change fields of a hook; a new target does not change the format. Raises 404 and 422."""
     values = _stored(fields)
     with transaction() as connection:
         before = _locked(connection, caller, hook_id)
@@ -120,7 +120,7 @@ def change(caller: Caller, hook_id: str, fields: dict[str, Any]) -> HookRow:
             connection.execute(update(Hook).where(Hook.id == hook_id).values(values))
         changed = _locked(connection, caller, hook_id)
         is_moved = (changed.target, changed.format) != (before.target, before.format)
-        # Reset the failures, which were at the previous address.
+        # Reset the failures, since they occurred at the previous address.
         if changed.state != before.state or (is_moved and changed.state == terms.ACTIVE):
             deliveries.set_hook_state(connection, hook_id, changed.state)
             changed = _locked(connection, caller, hook_id)
@@ -211,7 +211,7 @@ def remove_deleted() -> bool:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook in any state. If it is delivered, the hook no longer fails.
+    """Send a sample to a hook in any state. If the sample is delivered, the hook is not failing.
 
     Raises 404, 429, and 503 if too many webhooks are being sent or if the process stops.
     """
@@ -278,8 +278,8 @@ def list_deliveries(caller: Caller, hook_id: str) -> list[Any]:
 def list_sent(hook: HookRow) -> tuple[list[Any], int]:
     """The newest MAX_SHOWN deliveries for a page, and the number of waiting deliveries.
 
-    Waiting deliveries, which were not attempted yet, are counted only for a hook for people. A
-    message can contain many events; its attempts are stored for the first event.
+    Waiting deliveries have no attempts yet; they are counted only if the hook sends messages for
+    people. A message can contain many events; its attempts are stored for the first event.
     """
     if hook.format not in terms.PEOPLE_FORMATS:
         return _with_attempts(hook, _DELIVERIES.limit(MAX_SHOWN)), 0
@@ -294,7 +294,9 @@ def list_sent(hook: HookRow) -> tuple[list[Any], int]:
 
 
 def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
-    """Deliveries of a hook; pending deliveries for people are due with the next message."""
+    """Deliveries of a hook. If it sends messages for people, pending deliveries are due with the
+    next message.
+    """
     rows = deliveries.with_attempts(which, hook_id=hook.id)
     if hook.format in terms.PEOPLE_FORMATS:
         next_attempt_at = hook.next_attempt_at if hook.state == terms.ACTIVE else None

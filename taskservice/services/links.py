@@ -64,7 +64,7 @@ def list_all(caller: Caller, task_id: str) -> Sequence[LinkRow]:
 
 
 def revoke(caller: Caller, task_id: str, link_id: str) -> LinkRow:
-    """Delete a link to a task; pages and streams that use the link stop soon. Raises 404."""
+    """Delete a link to a task; pages and streams that use it end within seconds. Raises 404."""
     with transaction() as connection:
         tasks.get_locked(connection, caller, task_id)
         this_link = (Link.task_id == task_id, Link.id == link_id)
@@ -108,7 +108,7 @@ def token_of(question_id: str) -> str:
 
 
 def find_question(token: str) -> QuestionRow:
-    """The open question of a token, with its task, agent and user. Raises 404."""
+    """The open question that a token belongs to, with its task, agent and user. Raises 404."""
     try:
         question_id = str(UUID(bytes=urlsafe_b64decode(f"{token}==")[:_ID_BYTES]))
     except ValueError:

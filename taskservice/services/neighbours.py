@@ -28,10 +28,10 @@ _is_on_same_level = Task.parent_id.is_not(None) == bindparam("is_child")
 def _nearest(
     order: Sequence[Any], is_beyond: Any, *only: ColumnElement[bool], is_before: bool
 ) -> AnySelect:
-    """Selects similar runs before or after a task in this order, the nearest run first."""
+    """Selects the similar runs that precede or follow a task in `order`, the nearest run first."""
     first = order[0]
     in_order = [column.desc() if is_before else column for column in order]
-    # To find the time at which the search ends, the database reads only the index.
+    # This subquery finds the time at which the search ends, and reads only an index.
     last = select(first).where(*of_this_agent, is_beyond).order_by(*in_order).limit(1)
     end = func.coalesce(
         last.offset(bindparam("skipped")).scalar_subquery(),

@@ -36,7 +36,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     """The values of gunicorn's settings, by name; other settings have gunicorn's defaults."""
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
-        # Otherwise garbage collection would write to the memory that the processes share.
+        # Otherwise the garbage collector would write to memory that the processes share.
         gc.freeze()
         # Choose the slot before the fork, so that the worker inherits it. The slot of a dead worker
         # is free again.
@@ -65,16 +65,16 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": lambda _arbiter, worker: join_loops(worker.background_threads),
         "on_starting": listen,
-        # More than the 60 s after which nginx closes idle connections, so that nginx never uses a
-        # connection that is being closed here.
+        # The seconds after which idle connections are closed. nginx closes them after 60 s; it
+        # could send a request on a connection that the service is closing.
         "keepalive": 75,
-        # Seconds for requests in progress when the service stops. Docker kills the service after
-        # 10 s, as systemd does with `deploy/taskservice.service`.
+        # When the service stops, requests in progress have this many seconds to finish. Docker
+        # kills the service after 10 s, as systemd does with `deploy/taskservice.service`.
         "graceful_timeout": 8,
         # gunicorn's heartbeat is a file. In memory, it does not wait for a slow disk, and works
         # when the disk is full.
         "worker_tmp_dir": str(MEMORY_DIRECTORY) if os.access(MEMORY_DIRECTORY, os.W_OK) else None,
-        # All services of the same user would share the control socket.
+        # Disabled, since all services of the same user would share one control socket.
         "control_socket_disable": True,
         "limit_request_line": 8190,
         # Only the application reads X-Forwarded-*, since it knows PROXY_HOPS.
@@ -86,7 +86,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
 def return_freed_memory() -> None:
     """Return the memory of large bodies to the system, instead of reserving it for each thread."""
-    # Only glibc has this function. By default, the threshold grows when large blocks are freed.
+    # Only glibc has mallopt. By default, malloc's threshold grows when large blocks are freed.
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 
@@ -102,8 +102,8 @@ def connect_application(worker: Worker) -> None:
 def listen(arbiter: Arbiter) -> None:
     """Open the listening sockets, or print one line with the reason and exit.
 
-    The exit status is 2 if the host has no address, otherwise 1. gunicorn itself would try five
-    times.
+    The exit status is 2 if the host name can't be resolved, otherwise 1. gunicorn itself would try
+    five times.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
         # The sockets are inherited from systemd, or from the process that this process replaces.
@@ -127,7 +127,9 @@ def listen(arbiter: Arbiter) -> None:
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
-    """Serve until a signal, then exit with 0. If the service can't listen, exit as in `listen`."""
+    """Serve until a signal arrives, then exit with 0. If the service can't listen, exit as in
+    `listen`.
+    """
 
     class Application(BaseApplication):
         """Takes settings from `config` only, not from a command line, file or GUNICORN_CMD_ARGS."""

@@ -23,8 +23,8 @@ def _networks(*texts: str) -> list[Network]:
 
 # The first match decides, so small and dangerous networks are listed first.
 _KINDS = {
-    # The IPv4 addresses of Alibaba Cloud, Azure, most clouds and Oracle Cloud; the IPv6 addresses
-    # of AWS, Oracle Cloud, Scaleway and Google Cloud.
+    # In this order: the IPv4 addresses of Alibaba Cloud, Azure, most clouds, and Oracle Cloud; the
+    # IPv6 addresses of AWS, Oracle Cloud, Scaleway and Google Cloud.
     "metadata": _networks(
         "100.100.100.200 168.63.129.16 169.254.169.254 192.0.0.192",
         "fd00:ec2::/32 fd00:c1::a9fe:a9fe fd00:42::42 fd20:ce::254",
@@ -38,8 +38,8 @@ _KINDS = {
         "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"
     ),
     "benchmarking": _networks("198.18.0.0/15 2001:2::/48"),
-    # A gateway translates an address of NAT64, 6to4 or Teredo to the IPv4 address of an unknown
-    # machine.
+    # A NAT64, 6to4 or Teredo address contains an IPv4 address, to which a gateway forwards the
+    # connection; the IPv4 address could be private.
     "NAT64": _networks("64:ff9b::/96 64:ff9b:1::/48"),
     "6to4": _networks("2002::/16 192.88.99.0/24"),
     "Teredo": _networks("2001::/32"),
@@ -128,7 +128,9 @@ class Destinations:
 
     @classmethod
     def parse(cls, text: str) -> "Destinations":
-        """Parse a list of KINDS, networks and hosts such as `*.lan`; raises ValueError."""
+        """Parse a comma-separated list of KINDS, networks and hosts such as `*.lan`. Raises
+        ValueError.
+        """
         kinds, networks, hosts = set(), [], []
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
             if entry in KINDS:
@@ -148,7 +150,7 @@ class Destinations:
         """Why a webhook to `host` at `address` is not allowed; None if it is allowed."""
         literal, name = literal_address(host), host.lower().removesuffix(".")
         # A pattern allows a host name, whatever its addresses are. An address whose kind is not in
-        # KINDS is allowed only by a network.
+        # KINDS is allowed only if one of the networks contains it.
         if literal is None and any(fnmatchcase(name, pattern) for pattern in self.hosts):
             return None
         kind = kind_of(address)
@@ -165,7 +167,9 @@ class Destinations:
 
 
 def _network(entry: str) -> Network | None:
-    """Parse a network, an IPv4-mapped one as IPv4; returns None if `entry` is not a network."""
+    """Parse a network; an IPv4-mapped network becomes an IPv4 network. Returns None if `entry` is
+    not a network.
+    """
     if "%" in entry:  # Python accepts a scope, but ignores it
         return None
     try:
@@ -188,7 +192,7 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 
 def read_url(url: str) -> Target:
-    """Split a URL in the same way as `requests`; raises RefusedError for an ambiguous URL."""
+    """Split a URL in the same way as `requests`; raises RefusedError for an invalid URL."""
     # Imported here, since only tasks with a callback need urllib3, while the settings always need
     # this module.
     from urllib3.exceptions import LocationParseError
@@ -209,11 +213,11 @@ def read_url(url: str) -> Target:
     except LocationParseError as error:
         raise RefusedError("The URL's host or port is invalid.") from error
     if port == 0:
-        raise RefusedError("The URL's port is not from 1 to 65535.")
+        raise RefusedError("The URL's port is not between 1 and 65535.")
     scheme, host = scheme or "", host or ""
     bare = host.strip("[]").lower()
     if not host.startswith("[") and not _NAME.fullmatch(bare):
-        raise RefusedError("The URL has no valid host.")
+        raise RefusedError("The URL's host is invalid.")
     try:
         return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
     except ValueError as error:
@@ -241,7 +245,9 @@ class MailServer:
 
     @classmethod
     def parse(cls, text: str) -> "MailServer":
-        """Parse a URL; the text of a ValueError contains no part of the URL."""
+        """Parse a URL. Raises ValueError, whose text contains no part of the URL, since the URL can
+        contain a password.
+        """
         if parts := _MAIL_URL.fullmatch(text):
             scheme, user, password, host = (part or "" for part in parts.groups())
             port = "" if re.search(r":[0-9]+\Z", host) else f":{_MAIL_PORTS[scheme.lower()]}"
@@ -258,7 +264,7 @@ class MailServer:
         )
 
 
-# As in RFC 5322, except that a name with a dot needs no quotes.
+# A name and an address as in RFC 5322, except that a name with a dot needs no quotes.
 _NAME_AND_ADDRESS = re.compile(r'(?:([^()<>\[\]:;@,"\\]*)|"([^"\\]*)" ?)<([^<>]*)>')
 
 
@@ -284,6 +290,6 @@ def mail_address(target: str) -> str:
     address = unquote(text)
     if scheme.lower() != "mailto" or {"?", "#"} & set(text) or not _MAIL_ADDRESS.fullmatch(address):
         raise ValueError(
-            "The target is not mailto: with one email address in ASCII and without parameters."
+            "The target must be mailto: followed by one ASCII email address, without parameters."
         )
     return address

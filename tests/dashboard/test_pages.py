@@ -645,7 +645,7 @@ def test_search_among_many_tasks_says_how_far_it_came(
     tasks = [alice.start(name=name) for name in ("Oldest", "Second", "Third", "Last")]
     text = window.get("/?q=oldest").text
     assert "No task on this page matches the filters." in text
-    assert "Searched back to the tasks of" in text
+    assert "Searched back to" in text
     assert set(tabs(text).values()) == {"0+"}
     (further,) = re.findall(r'href="\?([^"]+)" rel="next">Continue searching', text)
     text = window.get(f"/?{unescape(further)}").text
@@ -656,7 +656,7 @@ def test_search_among_many_tasks_says_how_far_it_came(
         ("", "back"), ("&sort=-createdAt", "back"), ("&sort=duration", "back"),
         ("&sort=createdAt", "up"), ("&sort=finishedAt", "up"),
     ):  # fmt: skip
-        assert f"Searched {direction} to the tasks" in window.get(f"/?q=absent{sort}").text, sort
+        assert f"Searched {direction} to " in window.get(f"/?q=absent{sort}").text, sort
 
 
 def test_list_says_why_a_task_failed_and_what_one_that_runs_does(
