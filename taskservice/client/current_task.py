@@ -1,4 +1,4 @@
-"""Finds the current task, for which `taskservice run` or `work` started this program."""
+"""The current task: the task for which `taskservice run` or `work` started this program."""
 
 import os
 from uuid import uuid4

@@ -71,8 +71,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         # When the service stops, requests in progress have this many seconds to finish. Docker
         # kills the service after 10 s, as systemd does with `deploy/taskservice.service`.
         "graceful_timeout": 8,
-        # gunicorn's heartbeat is a file. In memory, it does not wait for a slow disk, and works
-        # when the disk is full.
+        # The directory of gunicorn's heartbeat files, in memory, so that a slow or full disk does
+        # not affect them.
         "worker_tmp_dir": str(MEMORY_DIRECTORY) if os.access(MEMORY_DIRECTORY, os.W_OK) else None,
         # Disabled, since all services of the same user would share one control socket.
         "control_socket_disable": True,
