@@ -20,7 +20,7 @@ from taskservice.web.responses import FastResponse, LongListSlots
 class LazyRule(Rule):
     """A rule that compiles its URL builder when its first URL is built."""
 
-    # Compiling the builders of all routes would take 5% of the startup time.
+    # Compiling the URL builders of all routes would take 5% of the startup time.
     def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
         compiled = cache(partial(super()._compile_builder, append_unknown))
         return lambda rule, **values: compiled()(rule, **values)

@@ -18,7 +18,7 @@ class EventKind(NamedTuple):
     title: str
     several: str
     tag: str  # for ntfy, which shows it as an emoji
-    # The name of the event, and when it happens, in the form for a new hook.
+    # In the form for a new hook: the name of the event, and a description of when it happens.
     label: str
     when: str
     is_default: bool = True  # whether a hook is notified of this event by default
@@ -27,12 +27,12 @@ class EventKind(NamedTuple):
     # contains the agent, and a message for people contains only the latest state.
     is_of_agent: bool = False
     is_of_task: bool = False
-    # The field of the event's data with the time when the state began, and the line of a message
-    # that shows this time and the duration of the state.
+    # `since` is the field of the event's data that contains the time at which the state began.
+    # `since_line` is the line of a message that contains this time and the duration of the state.
     since: str | None = None
     since_line: str = ""
-    # In the sample event that tests a hook: the status of its task (None if it has no task), and
-    # additional data.
+    # For the sample event that tests a hook: the status of its task (None for an event without a
+    # task), and additional members of its data.
     sample_status: Status | None = COMPLETE
     sample_data: Mapping[str, Any] = {}
 

@@ -21,7 +21,7 @@ def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
 
 
 def see_documentation(page: str) -> str:
-    """The end of a message that refers to a page; empty if the page is not available."""
+    """The end of a message that refers to a page of the documentation; empty if it is missing."""
     clone = Path(__file__).parent.parent
     is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
     return f"; see {documentation(page)}" if is_readable else ""
@@ -177,7 +177,7 @@ def seconds(retry_after: str) -> float | None:
     return None if until is None else max((until - datetime.now(UTC)).total_seconds(), 0)
 
 
-# How to add the service to each MCP client: for documentation, `mcp-config` and the dashboard.
+# How to add the service to each MCP client; shown by the documents, `mcp-config` and the dashboard.
 
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
@@ -191,7 +191,7 @@ class McpClient(NamedTuple):
     name: str
     title: str
     file: str | None  # the configuration file for the lines; None if the lines are a command
-    lines: str  # URL stands for the address of `/mcp`, and KEY for the variable
+    lines: str  # URL stands for the address of `/mcp`, and KEY for KEY_VARIABLE
 
     @property
     def where(self) -> str:

@@ -67,7 +67,7 @@ def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any
     """Start a task.
 
     The task waits, without a time limit, until a worker of the agent claims it. With `claim`, or
-    with an agent key, the caller claims the task as it starts and does the work itself.
+    with an agent key, the caller claims the task when starting it, and does the work.
     """
     idempotency = Idempotency.of(idempotency_key(), sent)
     task, replayed = task_service.start(caller, body, idempotency)
@@ -86,7 +86,7 @@ def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     `expand`, the response has no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
-    # `logs.get_task` also reads the log if it is small.
+    # `logs.get_task` also reads a small log.
     read = logs.get_task if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)

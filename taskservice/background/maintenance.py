@@ -77,7 +77,8 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        # Checks for hanging tasks include all tasks that are claimed after this first heartbeat.
+        # Record a heartbeat before the first round: tasks that are claimed after it are checked for
+        # hanging without a grace period.
         self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):

@@ -1,4 +1,4 @@
-"""`taskservice callback` and `delivery`: test, list and repeat webhooks."""
+"""`taskservice callback` and `delivery`: test webhooks, and list and repeat deliveries."""
 
 import sys
 from typing import Any

@@ -27,7 +27,8 @@ NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
 # The exit status for a wrong setting or an ambiguous ID; click uses it for wrong arguments.
 WRONG_USE = 2
-# The exit status if the service is unavailable; 1 is not used, since it can be a result.
+# The exit status if the service is unavailable. It differs from 1, which can be the result of a
+# command.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
@@ -123,10 +124,10 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
 
 # A prefix of a task's ID; a whole ID has 36 characters.
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")
-# The number of hexadecimal digits at the start of a task's ID that contain its start time, in
-# milliseconds.
+# A task's ID begins with its start time in milliseconds, as this many hexadecimal digits.
 _TIME_DIGITS = 12
-# The ID is created shortly before the start time is read, and the clock can be set in between.
+# The time in an ID can differ from `createdAt`: the ID is created first, and the clock can be set
+# in between.
 _MARGIN_MS = 60_000
 # `datetime` supports no years after 9999.
 _MAX_MS = 253_402_214_400_000
@@ -136,7 +137,7 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     """The ID of the only task with this prefix; exits with `not_found` if there is none."""
     prefix = text.lower()
     if not _PREFIX.fullmatch(prefix):
-        return text  # a whole ID or no ID at all: the service checks it
+        return text  # a whole ID, or an invalid ID, which the service refuses
     digits = prefix.replace("-", "")[:_TIME_DIGITS]
     first, last = (int(digits.ljust(_TIME_DIGITS, filler), 16) for filler in "0f")
     bounds = (first - _MARGIN_MS, last + _MARGIN_MS)

@@ -18,7 +18,7 @@ from taskservice.terminal import notice, print_line
 @options.text_option(
     "--key",
     metavar="NAME",
-    help="Name of the user key whose access the link gives (default: the first key).",
+    help="Name of the user key to sign in with (default: the oldest key with full access).",
 )
 def command(user: str, key: str | None) -> None:
     """Print a link that signs USER in to the dashboard. It works once, within 15 minutes."""

@@ -27,7 +27,7 @@ def add(name: str) -> None:
 
 @command.command("delete", "alice", short_help="Delete a user with all tasks, agents and keys.")
 @click.argument("name", type=options.text)
-@options.flag("--yes", help="Do not ask for the name again.")
+@options.flag("--yes", help="Delete without asking for confirmation.")
 def delete(name: str, yes: bool) -> None:
     """Permanently delete a user with all tasks, agents, keys and secrets.
 

@@ -267,7 +267,7 @@ class Client:
             error_type: "failed", "cancelled" or "timeout".
             claimed: True for claimed tasks, False for waiting tasks.
             asking: True for tasks with open questions, False for all others.
-            hanging: True for tasks that run or are silent for too long, False for all others.
+            hanging: True for tasks that have run or been silent for too long, False for all others.
             agent_id: ID of the agent.
             parent_id: ID of the parent task.
             labels: Key-value pairs, all of which a task must have.
@@ -424,7 +424,7 @@ class Client:
         answer_links: bool = False,
         after: int | None = None,
     ) -> Hook:
-        """Create a hook, which notifies an address of future agent events.
+        """Create a hook, which notifies an address of future events.
 
         This call is not retried, since a second request would create a second hook.
 

@@ -426,8 +426,8 @@ def _error(received: requests.Response) -> TaskServiceError:
         return Unavailable(status, problem, retry_after)
     if status == 413:  # a proxy may have sent the response
         return TooLarge(413, problem)
-    # NotFound makes a program stop. The error code distinguishes NotFound from a 404 for an unknown
-    # path or from another program.
+    # Programs stop on NotFound. Without one of these error codes, a 404 means that the path is
+    # unknown or that another program responded.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
     if problem.get("code") == NO_SUCH_PATH:

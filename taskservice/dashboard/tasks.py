@@ -52,8 +52,8 @@ STEP_SECONDS = 10
 # Maximum number of differences between two tasks on a page, and of characters in a value.
 MAX_DIFFERENCES = 50
 MAX_VALUE = 200
-# Number of new lines that are shown. Earlier new lines are collapsed, as are new lines at the end
-# of the log, since the log above shows them.
+# Maximum number of new lines that are shown; earlier new lines are collapsed. New lines at the end
+# of the log are collapsed too, since the log above shows them.
 SHOWN_LINES = 20
 # Maximum number of known lines between two new lines at the end of the log.
 MAX_KNOWN_BETWEEN = 3
@@ -101,7 +101,7 @@ def _seconds(since: str, until: str) -> float:
 
 
 def _differences(task: TaskRow, good: TaskRow) -> list[tuple[str, ...]]:
-    """The differences of a task from the last good run: (part, key, value, value in the good run).
+    """The differences between a task and a good run: (part, key, value, value in the good run).
 
     A value is JSON text, or empty if the key is missing.
     """
@@ -130,7 +130,7 @@ def _shortened(text: str, start: int) -> str:
 
 
 def _values(text: str) -> dict[str, str]:
-    """The JSON object in `text`, as key -> value in JSON."""
+    """The members of the JSON object in `text`; each value is JSON text."""
     loaded = strict_json.loads(text.encode())
     return {key: strict_json.canonical(value).decode() for key, value in loaded.items()}
 
@@ -187,7 +187,10 @@ def list_all() -> Response:
 
 
 def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[TaskRow]:
-    """These tasks; those in `opened` are followed by their first children, recursively."""
+    """The tasks in `rows`; a task whose ID is in `opened` is followed by its first children.
+
+    The same applies to these children.
+    """
     for row in rows:
         yield row
         if row.id in opened:
@@ -296,7 +299,7 @@ def _count_before_end(new: list[dict[str, Any]], task: TaskRow) -> int:
 
 @blueprint.get("/tasks/<task_id>/events")
 def events(task_id: str) -> Response:
-    """Server-Sent Events of the task, and of its lines after line number `after`."""
+    """A stream of the task's changes, and of its lines after line number `after`."""
     # A browser that reconnects sends the number of the last line that it received.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     task = tasks.get(caller, task_id)
@@ -349,7 +352,10 @@ def redeliver(task_id: str) -> Response:
 
 @managed.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
-    """A shell command that sends the newest webhook, signed now. Raises 409 if there is none."""
+    """A shell command that sends the newest webhook, signed now.
+
+    Raises 409 if the task has no webhook.
+    """
     task = tasks.get(caller, task_id)
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
@@ -384,7 +390,7 @@ def revoke_link(task_id: str, link_id: str) -> Response:
     return redirect_to("managed.show_links", message, task_id=task_id)
 
 
-# The page of a link to a task.
+# The page that a link to a task opens.
 
 public = Blueprint("shared", __name__, url_prefix="/shared")
 public.before_request(require_link)
@@ -443,7 +449,7 @@ def _rerun(task: TaskRow, input_form: InputForm) -> Response:
 
 
 def _label_lines(task: TaskRow) -> list[str]:
-    """The lines of the labels in the form; a value with line breaks takes several lines."""
+    """The lines of the labels in the form; a value with line breaks becomes several lines."""
     pairs = strict_json.loads(task.labels.encode()).items()
     return schema_form.lines_of("\n".join(f"{key}={value}" for key, value in pairs))
 

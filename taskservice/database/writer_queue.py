@@ -17,8 +17,8 @@ from taskservice.database.files import lock
 # Limits of a group of writers, since the first writer waits until the last writer has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
-# When a writer has waited this long, the database counts as locked by another process, and at most
-# half of the threads may wait.
+# When the writer whose turn it is has waited this long for other processes, the database counts as
+# locked by another process, and at most half of the threads may wait to write.
 BLOCKED_SECONDS = 0.5
 
 
@@ -42,7 +42,8 @@ class WriterQueue:
         self._lock = threading.Lock()
         self._waiting = 0
         self._left_open: _Group | None = None
-        # When the thread that has the turn began to wait for other processes.
+        # The time at which the thread that has the turn began to wait for other processes; infinity
+        # if it does not wait.
         self._attempt_began = math.inf
         self._blocked = threading.Semaphore(max(1, threads // 2))
 
@@ -192,8 +193,8 @@ class _Group:
                     self._commit()
             finally:
                 self._connections.release(self._connection)
-            # Raises an error if the files were replaced, since the next start would not find the
-            # writes.
+            # Raises an error if the database files were replaced: the commit went to the old files,
+            # which the next start does not open.
             self._connections.is_usable(self._driver)
         except BaseException as error:
             self._error = error
@@ -208,7 +209,7 @@ class _Group:
         try:
             self._connection.commit()
         except BaseException:
-            # The connection may still be in the transaction.
+            # After a failed commit, the connection may still be in the transaction.
             self._connection.invalidate()
             raise
 

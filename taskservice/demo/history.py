@@ -33,12 +33,12 @@ BACKUP, INVOICES, REPORT, VIDEO = (
 RELEASE, PRICES, SITE, RESEARCH = "release-manager", "price-watcher", "site-check", "researcher"
 AGENTS = {
     BACKUP: ("Nightly backup", "Copies the database to the NAS, every night at two."),
-    INVOICES: ("Invoice import", "Reads new invoices from the mailbox into the accounts."),
+    INVOICES: ("Invoice import", "Imports new invoices from the mailbox into the accounts."),
     REPORT: ("Report mailer", "Sends the sales report, every morning at seven."),
-    VIDEO: ("Video encoder", "Encodes the recordings of the day for the website."),
+    VIDEO: ("Video encoder", "Encodes the day's recordings for the website."),
     RELEASE: ("Release manager", "Builds a release, and asks before it deploys."),
     PRICES: ("Price watcher", "Compares our prices with the prices of three suppliers."),
-    SITE: ("Site check", "Opens the pages of the shop that must never fail."),
+    SITE: ("Site check", "Checks the most important pages of the shop."),
     RESEARCH: ("Researcher", "An LLM agent that reads sources and writes a summary."),
 }
 EXPECTED: dict[str, Any] = {
@@ -315,8 +315,8 @@ class History:
     ) -> str:
         """Add a task that was active for `seconds`.
 
-        The lines of its log are evenly spaced in time. If the task failed, the last lines are the
-        error.
+        The lines of its log are evenly spaced in time. If the task failed, the last lines contain
+        the error.
         """
         ended = began + timedelta(seconds=seconds)
         is_running = status == "running"

@@ -63,7 +63,7 @@ def document(app: Flask, secured: str) -> Object:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         servers=[{"url": "."}],  # relative to the document, since a proxy can add a prefix
-        security=[{"apikey": []}, {"bearer": []}],  # a request needs one of these two
+        security=[{"apikey": []}, {"bearer": []}],  # a request uses one of these schemes
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )

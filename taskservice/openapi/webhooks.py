@@ -44,7 +44,7 @@ def webhooks(example: Object) -> Object:
     example |= {"claimedAt": examples.TIME, "finishedAt": examples.LATER}
     body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example}
     again = (
-        "The webhook is sent again later, even after a redirect, or if no response arrives in time."
+        "The webhook is sent again later. Redirects are not followed, and count as failed attempts."
     )
     hours = MAX_RETRY_AFTER / 3600
     retry_after = {

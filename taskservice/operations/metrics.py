@@ -20,8 +20,8 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Unknown methods and paths are counted together, since clients can invent any number of them.
 OTHER = "other"
 
-# The maximum number of processes that count at the same time: 64 workers, and twice as many during
-# a reload.
+# The maximum number of processes that count requests at the same time: 64 workers, and twice as
+# many during a reload.
 SLOTS = 128
 # The maximum number of combinations of route, method and status that each process counts.
 RECORDS = 1024
@@ -92,7 +92,10 @@ class RequestCounts:
         self.use_free_slot(())
 
     def use_free_slot(self, taken: Collection[int]) -> int:
-        """Switch to a slot that is not in `taken`, the slots of other processes; returns it."""
+        """Switch to a slot that no other process uses; returns the number of the slot.
+
+        `taken` contains the slots of other processes.
+        """
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
         self._offsets = dict(self._records(self._start))

@@ -54,9 +54,10 @@ def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
 
 # Signals that a terminal sends to all of its foreground processes, for example on Ctrl-C.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-# Signals whose meaning each program defines; macOS has none.
+# Real-time signals, whose meaning each program defines; macOS has no real-time signals.
 REAL_TIME = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
-# Signals that descendants do not receive, since they kill a process that does not handle them.
+# Signals that are not sent to descendants, since such a signal kills a process that does not handle
+# it.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these signals, and a child process would ignore them too.
 RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -69,8 +70,8 @@ class Process:
     """A running program.
 
     At a terminal, the program remains in our process group, so that it can read from the terminal
-    and receives Ctrl-C as usual. Otherwise, it gets its own group. Most signals are sent to its
-    descendants too.
+    and receives Ctrl-C as usual. Otherwise, the program gets its own process group. Most signals
+    are also sent to the program's descendants.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Process:
             options = {"setsid": True}
         self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._seen: dict[int, FoundProcess] = {}  # the last result of `_members`
-        # A signal handler that interrupts `wait` can call `send_signal`.
+        # The lock is reentrant, since a signal handler that interrupts `wait` can call
+        # `send_signal`.
         self._lock = threading.RLock()
         self.has_ended = False
         self._is_stopped = False
@@ -112,7 +114,8 @@ class Process:
                 poll.poll(seconds * 1000)
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
-                    # After `stop`, the descendants of the program still receive signals.
+                    # After `stop`, descendants still receive signals when the program itself has
+                    # ended.
                     self.has_ended = bool(ended) and not self._is_stopped
         while self._is_stopped and time.monotonic() <= self._killed_at + _KILL_SECONDS:
             self._kill_if_due()
@@ -190,7 +193,10 @@ class Process:
             time.sleep(0.01)
 
     def _members(self) -> set[int]:
-        """The IDs of the program, its group and its descendants, even if a parent has ended."""
+        """The IDs of the program, the processes in its group, and its descendants.
+
+        A descendant is included even if its parent has ended.
+        """
         running = processes()
         ids = {
             pid
@@ -258,7 +264,7 @@ FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name
 
 
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
-    """Call `forward` with the number of each signal, and whether the terminal sent it.
+    """Call `forward` for each signal: with its number, and whether the terminal sent it.
 
     Signals that were ignored remain ignored, as with nohup. Call this before other threads start.
     """

@@ -58,12 +58,13 @@ class SavedRun:
     ) -> None:
         """`task` is the JSON of an existing task; otherwise, a task is started with `fields`.
 
-        If the fields contain no agent, the API key with this hint determines the agent.
+        If `fields` contains no `agentId`, the task belongs to the agent of the agent key with this
+        hint.
         """
         self.url = url
         self.fields = dict(fields)
         self.task_id: str | None = None
-        self.user_id: str | None = None  # the owner; None until the task exists
+        self.user_id: str | None = None  # the owner of the task; None until the task exists
         self.agent_id = str(self.fields.get("agentId", agent_key_hint))
         self.idempotency_key = uuid4().hex  # prevents a repeated start from creating another task
         self.report: dict[str, Any] | None = None
@@ -79,7 +80,7 @@ class SavedRun:
 
     @property
     def is_of_key(self) -> bool:
-        """Whether only the agent key is known; `agent_id` is then the hint of the key."""
+        """Whether the agent is known only by its key; `agent_id` is then the hint of the key."""
         return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
@@ -108,7 +109,8 @@ class SavedRun:
                     self.write()
             except (Invalid, responses.BadRequest, responses.TooLarge) as error:
                 if "claimedAt" in fields and "Idempotency-Key" in getattr(error, "errors", ()):
-                    # The task was started in time, but the response was lost.
+                    # An earlier request without `claimedAt` has started the task, but its response
+                    # was lost.
                     is_late = False
                     continue
                 # The input is the only field that can be too large or nested too deeply.
@@ -189,7 +191,8 @@ class SavedRun:
         """Remove the run from the disk."""
         if self.directory is not None:
             with contextlib.suppress(OSError):
-                # Remove the file first: a directory without the file is not a saved run.
+                # Remove the file of the run first: a directory without this file is not a saved
+                # run.
                 (self.directory / _FILE).unlink(missing_ok=True)
                 # Hide the directory, so that no other process creates the lock file again.
                 self.directory = self.directory.rename(

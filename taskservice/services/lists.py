@@ -274,7 +274,10 @@ class TaskList:
     def page(
         self, after: Position | None, limit: int, shape: Shape
     ) -> tuple[Iterator[Sequence[TaskRow]], Position | None]:
-        """The next `limit` tasks, in parts, and the end of the page if more tasks may follow."""
+        """The next `limit` tasks, in parts.
+
+        The second value is the position at which the page ended, if more tasks may follow.
+        """
         if limit > TASKS_PER_READ or not self._is_indexed:
             positions, end = self.positions(after, limit)
             return self._tasks_at(positions, shape), end
@@ -360,7 +363,7 @@ class TaskList:
         return self.run(make_statement, None, end, candidate_set), end
 
     def position(self, after: Position | None, number: int) -> Position | None:
-        """The position that is `number` tasks after `after` in the index, None if there is none."""
+        """The position `number` tasks after `after` in the index; None if fewer tasks follow."""
         # A search determines its end before it reads tasks. Otherwise, a deletion could move the
         # end, and the search would skip a task.
         rows = self.run(_nth_position_statement, after, skipped=number - 1)
@@ -434,9 +437,10 @@ MAX_CHILDREN = 100
 
 
 def children_of(rows: Sequence[TaskRow]) -> dict[str, AnyRow]:
-    """The numbers of the children of each task, by task ID; tasks without children are omitted.
+    """The number of children of each task, by task ID; tasks without children are omitted.
 
-    A row contains the `count` of children, up to MAX_CHILDREN, and how many of them `failed`.
+    A row contains `count`, the number of children up to MAX_CHILDREN, and `failed`, the number of
+    these children that failed or timed out.
     """
     ids = [row.id for row in rows]
     return {row.id: row for row in read_all(_CHILDREN, task_ids=ids) if row.count}
@@ -461,14 +465,17 @@ _CHILDREN = Statement[AnyRow](
 
 
 def _indexed_filters(filters: Filters, sort: str) -> Filters:
-    """The filter that the index in this order covers, as a set; empty if there is no such index."""
+    """The filter that an index with this sort order covers, as a set with one filter.
+
+    The set is empty if there is no such index.
+    """
     names = () if sort == BY_END else _IN_AN_INDEX
     return frozenset([name for name in names if name in filters][:1])
 
 
 @lru_cache(maxsize=STATEMENTS)
 def _sizes_statement(names: Filters) -> Statement[AnyRow]:
-    """Selects the size of each of these sets, counted up to a limit."""
+    """Selects the size of each candidate set in `names`, counted up to a limit."""
     sizes = []
     for name in names:
         limited = _SETS[name].limit(bindparam("maximum")).subquery()
@@ -489,7 +496,8 @@ def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _listed_statement(shape: Shape, scan: Scan) -> Statement[TaskRow]:
-    # The ID is read as it is stored, since converting every ID would be slow, and few are used.
+    # The ID is read as it is stored, since converting every ID would be slow, and only a few IDs
+    # are used.
     columns = (_sort_column(scan.sort).label("time"), type_coerce(Task.id, Text))
     statement = in_order(scan).with_only_columns(*columns, *_listed_columns(shape))
     return Statement(statement.limit(bindparam("count")))
@@ -569,7 +577,8 @@ def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str
     if isinstance(field, StoredJson):
         return "%s", column, func.length(column) <= MAX_TEXT_LENGTH
     if isinstance(field, OpenQuestions):
-        # A task with questions is read separately: Python finds out which of them are still open.
+        # A task with questions is read separately: Python finds out which of the questions are
+        # still open.
         return "%s", column, column == NO_QUESTIONS
     if isinstance(field, fields.Integer):
         return "%s", column, true()
@@ -610,7 +619,8 @@ def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
 
 @lru_cache(maxsize=STATEMENTS)
 def _large_task_statement(shape: Shape, filters: Filters) -> Statement[TaskRow]:
-    # The input and the output can have a megabyte each, so they are read only if they are needed.
+    # The input and the output can each contain a megabyte, so they are read only if they are
+    # needed.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
     return Statement(with_log_id([*columns, null().label("json")]).where(*still_match(filters)))

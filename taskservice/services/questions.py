@@ -202,7 +202,8 @@ def _get(connection: Connection, task_id: str, question_id: str) -> QuestionRow:
 def _store_open(connection: Connection, task_id: str) -> None:
     """Store the open questions in the task, and restart its inactivity timeout."""
     values = {
-        # Check soon whether the task hangs, since a task with open questions does not hang.
+        # Check soon whether the task hangs: a task with open questions does not hang, so the state
+        # may have changed.
         "hang_check_at": database_now(),
         "questions": open_json(connection, task_id),
         "updated_at": clock.now(),
@@ -219,7 +220,10 @@ def open_json(connection: Connection, task_id: str) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Let open questions that were asked after `ahead` be asked now, with the same timeout."""
+    """Change the time of open questions that were asked after `ahead` to `now`.
+
+    Their timeouts remain the same.
+    """
     begun = select(Question.id, Question.task_id, Question.asked_at, Question.expires_at)
     for question in read_all(begun.where(_is_open, Question.asked_at > ahead)):
         times = {"asked_at": now}
@@ -227,7 +231,8 @@ def correct_future_times(ahead: str, now: str) -> None:
             seconds = clock.seconds_between(question.asked_at, question.expires_at)
             times["expires_at"] = clock.moved(now, seconds)
         with transaction() as connection:
-            # Lock the task before its question, as every transaction that changes both does.
+            # Every transaction that changes both locks the task before its question; otherwise, two
+            # transactions could deadlock.
             this = select(Task.id).where(Task.id == question.task_id)
             connection.execute(this.with_for_update())
             connection.execute(_CHANGE_OPEN.values(times), {"of_question_id": question.id})
@@ -243,7 +248,8 @@ def expire() -> bool:
     with transaction() as connection:
         for question in due:
             task = select(Task.id).where(Task.id == question.task_id)
-            # A task whose row is locked is being changed; the next round finds its question again.
+            # Another transaction is changing a task whose row is locked; the next round expires its
+            # question.
             if connection.scalar(task.with_for_update(skip_locked=True)) is not None:
                 closed = _CHANGE_OPEN.values(state=terms.EXPIRED)
                 connection.execute(closed, {"of_question_id": question.id})

@@ -23,7 +23,7 @@ from taskservice.services import attempts, deliveries, events, questions, tasks
 
 # A report merges its output with the stored output inside its transaction if both together have at
 # most QUICK_MERGE bytes. Larger outputs are merged before the transaction; after MAX_MERGES
-# attempts, they are merged inside.
+# attempts, they are merged inside the transaction.
 QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -172,7 +172,7 @@ def change_many(
     """Cancel, delete or rerun tasks; returns the result, as in BulkResultSchema.
 
     Each task is changed in a separate transaction. The delivery loop sends the webhooks. Repeating
-    a rerun with the same idempotency `key` starts no further task.
+    a rerun with the same idempotency `key` starts no more tasks.
     """
     named = {parse_id(text) or text: text for text in task_ids}
     refused, started, webhooks = [], [], []

@@ -36,8 +36,9 @@ SEND_BUFFER = 128 * 1024
 READ_SECONDS = 0.25
 # If no thread has begun a request for this many seconds, all threads count as held up.
 HELD_UP_SECONDS = 0.25
-# The maximum number of bytes that a client may still send after its response, and the time for
-# them. Closing the connection earlier would reset it, and the client could not read the response.
+# The maximum number of bytes that a client may still send after its response, and the number of
+# seconds in which it may send them. Closing the connection earlier would reset it, and the client
+# could not read the response.
 MAX_UNREAD = 64 * 1024 * 1024
 UNREAD_SECONDS = 2.0
 PIECE = 64 * 1024
@@ -151,8 +152,8 @@ class Worker(ThreadWorker):
     Only tests change `request_seconds` and `response_seconds`.
     """
 
-    # Signals that arrive before this process has its own handlers. The handlers inherited from the
-    # parent process add these signals.
+    # The signals that arrived before this process had its own handlers; the handlers that it
+    # inherits from its parent process add them.
     early_signals: SimpleQueue[int] = SimpleQueue()
     # The slot for the metrics of this process; each running worker has a different slot.
     slot = 0
@@ -240,8 +241,8 @@ class Worker(ThreadWorker):
             is_kept: bool = super().handle_request(req, conn)
         except BlockingIOError as error:
             raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
-        # Read the rest of the body, which the application has not read. gunicorn would read less,
-        # and would send a second response if the rest is malformed.
+        # Read the part of the body that the application has not read. gunicorn would read less of
+        # it, and would send a second response if this part is malformed.
         conn.reader.deadline = time.monotonic() + UNREAD_SECONDS
         with suppress(Exception):
             while is_kept and req.body.read(PIECE):
