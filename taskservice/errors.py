@@ -128,7 +128,8 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
-        # The traceback refers to a frame of marshmallow, which would keep the body in memory.
+        # The traceback would keep the request's body in memory, since it refers to a frame of
+        # marshmallow.
         error.__traceback__ = None
         messages = error.messages
         return invalid(messages if isinstance(messages, dict) else {"_schema": messages})

@@ -54,9 +54,7 @@ def handle() -> Response:
 
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
-    """Reject methods other than POST after the checks of access, and respond to CORS preflight
-    requests.
-    """
+    """Reject methods other than POST, and respond to CORS preflight requests."""
     if access.is_preflight():
         return FastResponse(status=204)
     raise MethodNotAllowed(["POST"])

@@ -31,8 +31,7 @@ MAX_PATTERNS = 50
 # of these limits.
 _PATTERN_SIZES = (4 << 10, 32 << 10, 128 << 10)
 MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
-# The size of the cache of a compiled pattern in bytes; a larger cache would hardly speed up
-# matching.
+# Size in bytes of a compiled pattern's cache; a larger cache would hardly speed up matching.
 _PATTERN_CACHE = 64 << 10
 # The validator rewrites a pattern once for each class such as `\d`, which takes quadratic time.
 MAX_BACKSLASHES = 500
@@ -119,7 +118,7 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
     try:
         validator, weight = _compiled(schema)
     except ValidationError as error:
-        # An earlier version of the service, which did not have this limit, has stored the schema.
+        # The schema was stored by an earlier version of the service, which did not have this limit.
         return {place: [f"{name[0].upper()}{name[1:]} is not allowed: {error.messages[0]}"]}
     instance, slow_numbers = _loads(text)
     values, size = sum(map(text.count, ",:[{")) + 1, len(text.encode())

@@ -86,7 +86,7 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def checked_chunks(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The chunks of a request's body. Raises a Problem if they are malformed."""
+    """The chunks of a request's body. Raises a Problem if a chunk is malformed."""
     try:
         yield from chunks
     except errors.ParseException as error:
