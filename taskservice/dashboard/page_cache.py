@@ -48,7 +48,7 @@ def shared(view: Callable[..., Response]) -> Callable[..., Response]:
         if not page.lock.acquire(timeout=MAX_WAIT):
             raise errors.overloaded("Rendering the page takes too long; try again later")
         try:
-            # Read the marker before rendering the page, so that a commit meanwhile is not missed.
+            # Read the marker before the page is rendered, so that no commit is missed.
             marker, began = change_marker(), time.monotonic()
             if not page.html or page.marker != marker or began - page.began > MAX_AGE:
                 response = view(**values)
