@@ -112,7 +112,7 @@ def not_none(**fields: Any) -> dict[str, Any]:
 
 
 def path_to(*names: str) -> str:
-    """The URL path of these names and IDs; slashes, and IDs of only dots, become hyphens."""
+    """The URL path of these names and IDs; a slash, or an ID of only dots, becomes a hyphen."""
     texts = [text.replace("/", "-") if text.strip(".") else "-" for text in names]
     return "".join(["/" + quote(text, safe="", errors="replace") for text in texts])
 

@@ -282,8 +282,8 @@ class PutAgentSchema(fields.RequestSchema):
         validate=Length(max=terms.MAX_DESCRIPTION),
     )
     inputSchema = _schema_field(
-        "A JSON Schema (draft 2020-12) that the input must match at each rerun, and at each start "
-        "of a task that the caller does not claim. The schema has at most 16 KiB and 16 levels. "
+        "A JSON Schema (draft 2020-12) of the input. The input is checked at each rerun, and at "
+        "each start unless the caller claims the task. The schema has at most 16 KiB and 16 levels. "
         "At the top level it has the type object, and no oneOf, anyOf, allOf, not, if, enum or "
         "$ref. Each $ref begins with #/ and does not refer back to itself.",
         examples.INPUT_SCHEMA,

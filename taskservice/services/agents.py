@@ -287,7 +287,7 @@ def seconds(task: TaskRow | AnyRow) -> float | None:
 
 
 def list_by_use(caller: Caller, first: Sequence[str], start: int, count: int) -> Sequence[AgentRow]:
-    """The agents with the IDs in `first`, then the other agents, the most recently used first.
+    """The agents with the IDs in `first`, then the other agents, most recently used first.
 
     Each agent has `last_used_at`.
     """
