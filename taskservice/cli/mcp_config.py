@@ -28,8 +28,8 @@ INTRODUCTION = f"""\
 def command(name: str | None) -> None:
     """Print the configuration that lets an MCP client call each agent as a tool.
 
-    The URL of the service is TASKSERVICE_URL, else the URL that `taskservice login` stored. The key
-    is not printed.
+    The URL of the service is TASKSERVICE_URL, or else the URL that `taskservice login` stored. The
+    key is not printed.
     """
     with one_line_errors():
         url = checked_url(stored_settings()[0])

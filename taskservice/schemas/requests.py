@@ -283,9 +283,9 @@ class PutAgentSchema(fields.RequestSchema):
     )
     inputSchema = _schema_field(
         "A JSON Schema (draft 2020-12) of the input. The input is checked at each rerun, and at "
-        "each start unless the caller claims the task. The schema has at most 16 KiB and 16 levels. "
-        "At the top level it has the type object, and no oneOf, anyOf, allOf, not, if, enum or "
-        "$ref. Each $ref begins with #/ and does not refer back to itself.",
+        "each start unless the caller claims the task. The schema has at most 16 KiB and 16 "
+        "levels. At the top level it has the type object, and no oneOf, anyOf, allOf, not, if, "
+        "enum or $ref. Each $ref begins with #/ and does not refer back to itself.",
         examples.INPUT_SCHEMA,
         input_schema.check_input_schema,
         type={"const": "object"},
