@@ -114,7 +114,7 @@ class ReportSchema(Schema):
     name = fields.name("A new name.")
     progress = fields.Number("The progress.", 0.5, allow_none=True, validate=fields.up_to(1))
     note = fields.text(
-        "A human-readable description of the progress.",
+        "A human-readable progress note.",
         "34 of 68 pages",
         allow_none=True,
         validate=Length(max=terms.MAX_NOTE),
