@@ -24,7 +24,8 @@ class EventKind(NamedTuple):
     is_default: bool = True  # whether a hook is notified of this event by default
     is_urgent: bool = False  # for ntfy
     # Whether the event reports a new state of an agent or of a task. The data of such an event
-    # contains the agent, and a message for people contains only the latest state.
+    # contains the agent, and a message for people lists only the latest state of each agent and
+    # task.
     is_of_agent: bool = False
     is_of_task: bool = False
     # `since` is the field of the event's data that contains the time at which the state began.

@@ -19,7 +19,7 @@ from taskservice.client.spool import rfc3339
 from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
-# How long, in seconds, a command that a program starts retries if the service is unavailable.
+# If the service is unavailable, a command that a program starts retries for this many seconds.
 PROGRAM_SECONDS = 5.0
 # A command that a person types prints a message after NOTICE_SECONDS without a response, and fails
 # after PERSON_SECONDS.

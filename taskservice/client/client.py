@@ -183,7 +183,7 @@ class Client:
             agent_id: ID of the agent (default: "ask", or the agent to which an agent key belongs).
 
         Raises:
-            QuestionDeclined, QuestionExpired, QuestionWithdrawn: There is no answer.
+            QuestionDeclined, QuestionExpired, QuestionWithdrawn: The question was not answered.
             TaskCancelled, TaskFinished, NotFound: Another program ended or deleted the task.
             Invalid: The question or its schema was rejected.
 
@@ -381,7 +381,7 @@ class Client:
                 the agent was seen in the last 30 days.
             expect: When its tasks are expected to start, such as `{"every": 90_000}` or
                 `{"cron": "0 2 * * *", "timeZone": "Europe/Berlin"}`, and how long they may run,
-                such as `{"maxDuration": 7_200}`; `{}` removes the expected runs.
+                such as `{"maxDuration": 7_200}`; `{}` removes these expectations.
 
         Raises:
             Invalid: The ID, the schema or another value was rejected; see `errors`.

@@ -81,7 +81,8 @@ class Refused(TaskServiceError):
         super().__init__(self.detail)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A process pool pickles the errors of its workers.
+        # A process pool pickles the errors of its workers. By default, unpickling would pass only
+        # `args` to `__init__`.
         return type(self), (self.status, self.problem), self.__dict__ | {"args": self.args}
 
 
@@ -118,7 +119,7 @@ class TaskCancelled(TaskFinished):
 
 
 class LineGap(Conflict):
-    """HTTP 409: earlier lines are missing; `expected` is the number of the next line."""
+    """HTTP 409: earlier lines are missing; `expected` is the number of the first missing line."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -332,7 +333,7 @@ def _is_time(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Expected(Generic[T]):
-    """The expected response: an object, a list of objects or, if `is_optional`, no content.
+    """The expected response: an object or a list of objects; with `is_optional`, it can be empty.
 
     `members` is the type of each object, as described in `is_of_type`.
     """

@@ -354,7 +354,8 @@ class TaskList:
     def newest(
         self, make_statement: Callable[[Scan], Statement[Any]], maximum: int
     ) -> tuple[list[Any], Position | None]:
-        """The rows for the smallest candidate set, or for the newest `maximum` tasks.
+        """The rows of the statement for the smallest candidate set, or for the newest `maximum`
+        tasks.
 
         The second value is the position at which the search ended, if older tasks remain.
         """

@@ -1,4 +1,4 @@
-"""Applies reports to tasks, cancels a task, and cancels, deletes or reruns many tasks."""
+"""Applies reports to tasks, and cancels, deletes and reruns tasks."""
 
 import hashlib
 from collections.abc import Iterable
