@@ -137,8 +137,7 @@ class Config:
     LOGIN_HEADER: str = _setting(
         "",
         _header,
-        "Header with the name of the person whom the proxy signs in to the dashboard; needs "
-        "`PROXY_HOPS`.",
+        "Header in which the proxy sends the name of the signed-in person; needs `PROXY_HOPS`.",
     )
     CALLBACK_ALLOWED: Destinations = _setting(
         Destinations.parse("external"),
