@@ -658,7 +658,7 @@ class Task:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Errors of the client must not hide the program's exception.
+        # Errors from the client must not hide the program's exception.
         quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
             if self._has_ended or not self._reports_end:

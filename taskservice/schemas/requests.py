@@ -104,7 +104,7 @@ class ReportSchema(Schema):
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
     }
 
-    status = fields.choice("`complete` or `error` end the task.", terms.STATUSES, terms.COMPLETE)
+    status = fields.choice("`complete` and `error` end the task.", terms.STATUSES, terms.COMPLETE)
     output = fields.json_object(
         "Keys to set in the output; each value replaces the key's stored value. The whole output "
         "has at most 1 MiB.",
@@ -345,8 +345,8 @@ class TaskQuerySchema(Schema):
 
     fields_ = fields.names(
         TASK_FIELDS,
-        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. By default all of "
-        "them. With `fields`, the response is a `PartialTask`.",
+        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. By default, "
+        "all fields are returned. With `fields`, the response is a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )
@@ -394,8 +394,10 @@ class FilterQuerySchema(Schema):
         "Only tasks that ended with an error of this type.", terms.ERROR_TYPES
     )
     claimed = fields.flag("`true`: only claimed tasks; `false`: only unclaimed tasks.")
-    asking = fields.flag("`true`: only tasks with open questions; `false`: only tasks without.")
-    hanging = fields.flag("`true`: only tasks that hang; `false`: only tasks that don't.")
+    asking = fields.flag(
+        "`true`: only tasks with open questions; `false`: only tasks without open questions."
+    )
+    hanging = fields.flag("`true`: only tasks that hang; `false`: only tasks that don't hang.")
     agentId = fields.agent_id("Only tasks of this agent.")
     parentId = fields.uuid("Only child tasks of this task.")
     label = fields.label_texts(
