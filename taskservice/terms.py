@@ -49,7 +49,7 @@ DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 OPEN, ANSWERED, DECLINED = "open", "answered", "declined"
 EXPIRED, WITHDRAWN = "expired", "withdrawn"
 QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
-# The responses of a person to a question.
+# A person's responses to a question.
 ACCEPT, DECLINE = "accept", "decline"
 
 # A hook's state, and the formats of its messages. The last three formats are for people.

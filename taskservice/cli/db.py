@@ -83,7 +83,8 @@ def back_up(file: Path, force: bool) -> None:
 def restore_(file: Path, force: bool) -> None:
     """Replace the SQLite database with the backup FILE. Stop the service first.
 
-    FILE is verified first. The restored database is migrated to the newest revision.
+    FILE is verified before it replaces the database. The restored database is migrated to the
+    newest revision.
     """
     config, database = _sqlite_file("use pg_restore for PostgreSQL")
     with one_line_errors():

@@ -12,7 +12,7 @@ from taskservice.terminal import notice, print_line
     "taskservice sign-in-link",
     "alice",
     "alice --key wall-screen",
-    short_help="Print a link that signs a user in, once.",
+    short_help="Print a single-use link that signs a user in.",
 )
 @click.argument("user", type=options.text)
 @options.text_option(
