@@ -11,7 +11,7 @@ from taskservice.errors import overloaded
 class UserSlots:
     """Slots for requests that do the same costly work; a user holds at most `per_user` slots.
 
-    Since a waiting request holds a thread, only one request of each user can wait for a slot.
+    Since a waiting request occupies a thread, only one request of each user can wait for a slot.
     """
 
     def __init__(self, count: int, wait_seconds: float, refusal: str, per_user: int = 1) -> None:

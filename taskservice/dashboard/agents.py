@@ -247,7 +247,7 @@ def _expect(form: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _facts(agent: AgentRow, recent: Sequence[TaskRow]) -> dict[str, Any]:
-    """The data that pages show about an agent, from its last runs."""
+    """The data that pages show about an agent, computed from its last runs."""
     health = agent_service.health(agent, recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]

@@ -50,7 +50,7 @@ class QuestionSchema(fields.RowSchema):
     expiresAt = fields.time("When the question expires; null if it never does.", None)
     answer = fields.StoredJson("The answer; null if the question has none.", None)
     answeredBy = fields.key_name(
-        "The name of the key that answered or declined the question; null if none did.", None
+        "The name of the key that answered or declined the question; null if no key did.", None
     )
 
 
@@ -270,7 +270,7 @@ class EventSchema(fields.ResponseSchema):
     event = fields.choice(
         "`task`: the task has changed; `log`: a new line in its log.", ["task", "log"], "log"
     )
-    id = fields.text("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
+    id = fields.text("For `log`, the number of the line.", "1", pattern="^[0-9]+$")
     data = fields.text(
         "JSON. For `task`, the task without `logs`. For `log`, the line as a string; with the "
         "parameter `times`, an object `{at, line}`.",

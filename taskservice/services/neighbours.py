@@ -71,7 +71,7 @@ def runs_beside(task: TaskRow) -> tuple[TaskRow | None, TaskRow | None]:
 def last_good_run(task: TaskRow) -> TaskRow | None:
     """The run that completed before a task and has the most labels in common with it.
 
-    If several runs have the same number in common, the result is the latest of these runs.
+    If several runs have the most labels in common, the latest of these runs is returned.
     """
     labels = _labels(task)
     return max(
