@@ -415,6 +415,12 @@ def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
     expect(marked).to_have_count(4)
     page.get_by_role("button", name="Copy lines 1236–1239").click()
     expect(page.get_by_role("button", name="Copied lines 1236–1239")).to_be_visible()
+    # The text stays when the log is drawn again, as after scrolling.
+    page.evaluate(
+        "document.getElementById('log').dispatchEvent(new Event('scroll'));"
+        " new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
+    )
+    assert page.locator("#log-copy").text_content() == "Copied lines 1236–1239"
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.splitlines() == [f"line {n}" for n in range(1236, 1240)]
     finder = page.get_by_label("Find in the log")

@@ -272,7 +272,7 @@ function updateControls() {
   buttons.new.hidden = unseen <= 0;
   set(buttons.new, `${unseen.toLocaleString("en")} new ${unseen === 1 ? "line" : "lines"}`);
   buttons.copy.hidden = !marked || !isShown(marked);
-  if (marked) set(buttons.copy, `Copy ${rangeText(marked)}`);
+  if (marked) set(buttons.copy, marked.copied ?? `Copy ${rangeText(marked)}`);
 }
 
 function countText() {
@@ -410,7 +410,8 @@ list.addEventListener("click", (event) => {
 });
 
 buttons.copy.addEventListener("click", async () => {
-  const { from, to } = marked;
+  const range = marked;
+  const { from, to } = range;
   const lines = [];
   while (lines.length <= Math.min(to - from, MAX_COPIED - 1)) {
     const after = from + lines.length - 1;
@@ -419,7 +420,8 @@ buttons.copy.addEventListener("click", async () => {
     lines.push(...more);
   }
   await copyText(lines.map(plain).join("\n"));
-  set(buttons.copy, `Copied ${rangeText({ from, to: from + lines.length - 1 })}`);
+  range.copied = `Copied ${rangeText({ from, to: from + lines.length - 1 })}`;
+  updateControls();
 });
 
 // --- filter ------------------------------------------------------------------------------
