@@ -107,9 +107,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 @options.label_filter
 @click.option("--parent", type=options.known_task, help="Only children of this task.")
 @options.text_option("--q", help="Only tasks whose name contains this text.")
-@options.since_option(
-    "created_after", help="Only tasks started at most this long ago, such as 12h."
-)
+@options.since_option("created_after", help="Only tasks started in the last TIME, such as 12h.")
 @options.limit_option(help=f"Maximum number of tasks (default: {ROWS}; with --json, all).")
 @options.json_lines
 def list_all(
@@ -177,7 +175,7 @@ def show(task_id: str, as_json: bool) -> None:
 )
 @task_argument
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@options.since_option(help="Only lines printed at most this long ago, such as 10m.")
+@options.since_option(help="Only lines printed in the last TIME, such as 10m.")
 @options.text_option(
     "--grep", "text", help="Only lines that contain this text, in upper or lower case."
 )
@@ -266,7 +264,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
         "created_before",
         type=options.Duration(maximum=options.A_CENTURY, needs_unit=True),
         callback=options.time_before,
-        help="Only tasks started more than this long ago, such as 30d.",
+        help="Only tasks started more than TIME ago, such as 30d.",
     )
     @options.flag("--yes", help="Change several tasks without asking.")
     @wraps(function)
@@ -445,7 +443,7 @@ def _follow(task_id: str, shown: _Lines) -> NoReturn:
 @options.agent_filter
 @options.label_filter
 @options.failed_filter
-@options.since_option("createdAfter", help="Only tasks started at most this long ago, such as 7d.")
+@options.since_option("createdAfter", help="Only tasks started in the last TIME, such as 7d.")
 @options.limit_option(help="Maximum number of lines (default: all).")
 @options.json_lines
 def grep_command(
@@ -453,8 +451,9 @@ def grep_command(
 ) -> None:
     """Search the logs of all tasks for TEXT.
 
-    Each line that contains TEXT is printed as ID:LINE: text, the newest task first. On a terminal,
-    it is printed as LINE: text, under a heading with the ID, the agent and the name of the task.
+    Each line that contains TEXT is printed in the format `ID:LINE: text`. The lines of the newest
+    task come first. On a terminal, the format is `LINE: text`, under a heading with the ID, the
+    agent and the name of the task.
     TEXT is not a pattern; the case of ASCII letters is ignored. Exit status: 0 found, 1 not found,
     2 invalid usage or key, 69 the service is unavailable.
     """

@@ -92,7 +92,7 @@ def answer_problems(schema: dict[str, Any], content: dict[str, Any]) -> dict[str
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with other properties forbidden, and without `$schema`, which has no effect."""
+    """The schema without additional properties, and without `$schema`, which has no effect."""
     keywords = {name: value for name, value in schema.items() if name != "$schema"}
     return {**keywords, "additionalProperties": False}
 

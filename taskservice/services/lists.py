@@ -656,9 +656,10 @@ def count_by_state(
 ) -> tuple[dict[str, int], bool]:
     """The number of tasks in each state; the selection's filters by state are ignored.
 
-    Without other filters, each count stops at `maximum`, and claimed tasks are counted among
-    `maximum` running tasks. With other filters, the newest MAX_COUNTED tasks, or the tasks in the
-    smallest candidate set, are counted. The second value is false if older tasks were not counted.
+    Without other filters, each count stops at `maximum`, and only claimed tasks among the first
+    `maximum` running tasks are counted. With other filters, the newest MAX_COUNTED tasks, or the
+    tasks in the smallest candidate set, are counted. The second value is false if older tasks were
+    not counted.
     """
     of_all_states = selection._replace(
         status=None, errorType=None, claimed=None, hanging=None, sort=NEWEST_FIRST
@@ -674,7 +675,7 @@ def count_by_state(
 def _limited_count(state: str) -> Any:
     # The index of waiting tasks is sorted by agent first, so it can't find tasks by creation time.
     created = CONDITIONS["created"] if state != WAITING else unindexed([CONDITIONS["created"]])
-    # No index contains only claimed tasks, so they are counted among the running tasks.
+    # No index contains only claimed tasks, so the running tasks are searched for them.
     counted, among = (Task.claimed_at, RUNNING) if state == CLAIMED else (Task.id, state)
     is_found = STATES[among]
     rows = select(counted).where(tasks_of_user, created, is_found).limit(bindparam("maximum"))

@@ -1,4 +1,4 @@
-"""Prevents first attempts of deliveries to receivers that failed several times in a row."""
+"""Skips the first attempt of a delivery if its receiver has failed several times in a row."""
 
 import threading
 import time

@@ -905,7 +905,7 @@ def test_page_of_keys_shows_the_newest_ones(
         if key is not None and name.startswith("gone"):
             alice.delete(f"/key/{key['id']}")
     text = window.get("/keys").text
-    assert "Only the newest 2 keys of each kind" in text
+    assert "Only the newest 2 valid keys, and as many revoked or expired keys, are shown" in text
     shown = set(re.findall(r"(?:key|gone) \d", text[: text.index('id="create-title"')]))
     assert shown == {"key 2", "key 3", "gone 2", "gone 3"}
 
