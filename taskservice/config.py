@@ -150,7 +150,7 @@ class Config:
     TASK_TIMEOUT: float = _setting(
         86_400.0,
         _number(0, 31_536_000, "seconds"),
-        "Seconds without an append or report after which a claimed task times out; 0: never.",
+        "A claimed task times out after this many seconds without an append or report; 0: never.",
     )
     RETENTION_DAYS: float = _setting(
         0.0, _number(0, 36_500, "days"), "Days to store finished tasks; 0: forever."

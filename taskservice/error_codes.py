@@ -27,7 +27,9 @@ FOREIGN_ORIGIN = _code(
 )
 NOT_FOUND = _code("not_found", 404, "No such resource, or the key has no access to it.")
 NO_GOOD_RUN = _code(
-    "no_good_run", 404, "No complete task of the agent ended before this task started."
+    "no_good_run",
+    404,
+    "No task of the agent ended with the status `complete` before this task started.",
 )
 NO_SUCH_PATH = _code("no_such_path", 404, "The service has no such path.")
 _code("method_not_allowed", 405, "The path does not support this method; see `Allow`.")

@@ -40,7 +40,7 @@ def start_thread(name: str, run: Callable[[], object]) -> Thread:
 
 
 def start_future(name: str, run: Callable[[], T]) -> Future[T]:
-    """The result of `run` in a new thread; raises RuntimeError like `start_thread`."""
+    """A future of the result of `run` in a new thread; raises RuntimeError like `start_thread`."""
     result: Future[T] = Future()
 
     def work() -> None:

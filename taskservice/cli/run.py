@@ -60,8 +60,8 @@ def command(
     The task's output is the JSON object that CMD writes to the file $TASKSERVICE_OUTPUT, else the
     last line that CMD prints, if that line is a JSON object. The command exits with the exit status
     of CMD, or 128 + n if signal n killed CMD. The environment of CMD contains TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. The stdout of CMD is a pipe, so many programs
-    buffer their output; with --tty it is a terminal. The values of variables with secrets,
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Since the stdout of CMD is a pipe, many
+    programs buffer their output; with --tty it is a terminal. The values of variables with secrets,
     such as $API_KEY, are replaced by *** before they are stored or sent.
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is

@@ -210,8 +210,8 @@ def new_lines(task_id: str, against: str | None, as_json: bool) -> None:
     """Print the lines that are new since the last good run.
 
     A line is not new if it differs from a line of that run only in numbers, times, IDs or temporary
-    paths. Exit status: 0 compared, 1 no such task or no good run, 2 invalid usage or key, 69 the
-    service is unavailable.
+    paths. Exit status: 0 the runs were compared, 1 no such task or no earlier good run, 2 invalid
+    usage or key, 69 the service is unavailable.
     """
     with service_client(failure=UNAVAILABLE) as client:
         path = path_to("task", find_task_id(client, task_id), "new-lines")

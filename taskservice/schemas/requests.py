@@ -257,7 +257,9 @@ class ExpectSchema(Schema):
     @validates_schema
     def check_kind(self, data: dict[str, Any], **kwargs: Any) -> None:
         if not data.keys() & {"every", "cron", "maxDuration"}:
-            raise ValidationError("One of every, cron or maxDuration is required.", "every")
+            raise ValidationError(
+                "At least one of every, cron and maxDuration is required.", "every"
+            )
         if "every" in data and "cron" in data:
             raise ValidationError("Not allowed with cron.", "every")
         if "timeZone" in data and "cron" not in data:
@@ -401,7 +403,7 @@ class FilterQuerySchema(Schema):
     agentId = fields.agent_id("Only tasks of this agent.")
     parentId = fields.uuid("Only child tasks of this task.")
     label = fields.label_texts(
-        "Only tasks with this label, as `key:value`. Repeat it to require several labels."
+        "Only tasks with this label, as `key:value`. Repeat the parameter for several labels."
     )
     q = fields.name("Only tasks whose name contains this text; case is ignored.")
     createdAfter = fields.timestamp("Only tasks started after this time.")

@@ -69,7 +69,7 @@ class FirstAttemptSlots:
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Hold a slot, but no database connection; yields false if no slot is free."""
+        """Release the database connection, and hold a slot; yields false if no slot is free."""
         end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count
