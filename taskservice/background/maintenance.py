@@ -77,8 +77,8 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        # Record a heartbeat before the first round: tasks that are claimed after it are checked for
-        # hanging without a grace period.
+        # Record a heartbeat before the first round: tasks that are claimed after this heartbeat are
+        # checked for hanging without a grace period.
         self._do([self._record_heartbeat, self._clock.read_clocks])
         pause = ROUND_SECONDS
         while not resources.stopping.wait(pause):

@@ -32,8 +32,7 @@ EVENT = "PermissionRequest"
 FIELDS = {"tool_name": str, "cwd": str, "session_id": str, "tool_input": dict}
 MAX_INPUT = 5 * 1024 * 1024  # in bytes
 MAX_MESSAGE = 4_000
-# Backticks are escaped in runs of at least this length, so that the fence of a code block stays
-# short.
+# Runs of at least this many backticks are escaped, so that the fence of a code block stays short.
 LONGEST_RUN = 16
 # Unicode categories of characters that are escaped: control, format (such as right-to-left marks),
 # surrogates and separators.

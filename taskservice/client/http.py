@@ -146,7 +146,7 @@ class Connection:
         return response
 
     def _compare_versions(self, is_too_old: bool) -> None:
-        """Raise OtherVersion if `is_too_old`, or if the client has a different version."""
+        """Raise OtherVersion if `is_too_old`, or if service and client have different versions."""
         try:
             received = self._receive("GET", "/openapi.json", responses.VERSION)
             version = responses.read(received, responses.VERSION).data["info"]["version"]

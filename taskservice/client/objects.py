@@ -24,7 +24,7 @@ class Health(TypedDict):
     timed out, otherwise "ok"; `stateSince` is the time when the agent entered this state.
     `workerSeenAt` is the time when a worker last asked for a task. `dueAt` is the time when the
     next task is expected to start, and `lateSince` is the time when the agent became late; see
-    `Expect`. Times are RFC 3339. All members except `recent` can be None.
+    `Expect`. Times are RFC 3339 strings. All members except `recent` can be None.
     """
 
     recent: list[FinishedTask]
@@ -97,7 +97,7 @@ class Agent(TypedDict):
 
 
 class Hook(TypedDict):
-    """An address that is notified of events, as the API returns it; times are RFC 3339."""
+    """An address that is notified of events, as the API returns it; times are RFC 3339 strings."""
 
     id: str
     name: str

@@ -244,7 +244,7 @@ class Question(TypedDict):
     """A question as the API returns it.
 
     `schema` is the JSON Schema of the answer. `state` is open, answered, declined, expired or
-    withdrawn. Times are RFC 3339; `expiresAt` is None if the question never expires.
+    withdrawn. Times are RFC 3339 strings; `expiresAt` is None if the question never expires.
     `answeredBy` is the name of the key that was used to answer. `answer` and `answeredBy` are None
     until the question is answered.
     """

@@ -37,7 +37,7 @@ def enter() -> Response:
 
 @links.route("/<path:token>", methods=["GET", "POST"])
 def enter_by_link(token: str) -> Response:
-    """Show a form; only its POST uses the link, since link previews send a GET."""
+    """Show a form; only its POST uses up the link, since link previews send a GET."""
     require_own_sign_in()
     if request.method == "POST":
         # A form on another site is sent without the session cookie, so its token is rejected.

@@ -54,7 +54,7 @@ def read_snapshot() -> Iterator[Connection]:
 
 
 class SharedReading:
-    """A connection that the first read of a request acquires, and all its reads share."""
+    """A connection that all reads of a request share; the first read acquires it."""
 
     def __init__(self, connections: KeptConnections) -> None:
         self._connections = connections

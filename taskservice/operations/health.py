@@ -226,7 +226,7 @@ def _is_usable() -> bool:
 
 
 def _check_usable() -> None:
-    """Raises an error if requests could not read or write the database."""
+    """Raises an error if the service cannot read and write the database."""
     file = sqlite_file(db.engine.url)
     if file is not None:
         # An open connection does not notice that its file was removed.

@@ -114,8 +114,8 @@ class Process:
                 poll.poll(seconds * 1000)
                 with self._lock:
                     ended, status = os.waitpid(self.id, os.WNOHANG)
-                    # After `stop`, descendants still receive signals when the program itself has
-                    # ended.
+                    # After `stop`, signals are still sent to the descendants, even if the program
+                    # itself has ended.
                     self.has_ended = bool(ended) and not self._is_stopped
         while self._is_stopped and time.monotonic() <= self._killed_at + _KILL_SECONDS:
             self._kill_if_due()

@@ -127,7 +127,7 @@ class LineSplitter:
 
 
 def last_line(text: bytes) -> bytes:
-    """The text from the start of its last non-empty line; only the end of a very long line."""
+    """The text from the start of its last non-empty line; a very long line is cut at its start."""
     printed = text.rstrip()
     # Without the limit, a progress bar that extends its line for hours would make each call slow.
     start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
@@ -165,7 +165,7 @@ class Stream:
 
     def __init__(self, out: int, is_tty: bool) -> None:
         self.reader, self.writer = open_terminal() if is_tty else os.pipe()
-        with contextlib.suppress(AttributeError, OSError):  # possible only on Linux, up to a limit
+        with contextlib.suppress(AttributeError, OSError):  # only Linux can resize a pipe
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1024 * 1024)
         self._out = out
         self._blocks: SimpleQueue[bytes] = SimpleQueue()

@@ -129,7 +129,7 @@ def get_locked(
     statement: Statement[Any] = _SELECT_TASK,
     **values: Any,
 ) -> TaskRow:
-    """Lock a task until this transaction ends; returns it as `statement` reads it. Raises 404."""
+    """Lock a task until this transaction ends; returns the row of `statement`. Raises 404."""
     this_task = {"task_id": task_id, **caller.scope}
     # On SQLite, the transaction itself locks out other writers.
     if connection.dialect.name == "postgresql":
@@ -171,7 +171,7 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
 
 
 def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the logs of tasks; the sweep treats them as if they were dropped `seconds` ago."""
+    """Detach the logs of tasks, and mark them as dropped `seconds` ago, for the sweep."""
     dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
     connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
 
@@ -286,7 +286,7 @@ def _start(
     *,
     is_claimed: bool,
 ) -> tuple[TaskRow, bool]:
-    """Start a task; `load` returns its columns, and a row with the columns of its agent."""
+    """Start a task; `load` returns the task's columns, and a row with the agent's columns."""
     valid_for = INPUT_SCHEMA
     while True:
         with transaction() as connection:
