@@ -42,9 +42,9 @@ def list_all(caller: Caller) -> Response:
 def create(caller: Caller, body: dict[str, Any]) -> Response:
     """Create a hook.
 
-    The target then receives the events of the hook. In the format `standard`, each event is a
-    signed webhook. In the other formats, a message for people covers all events since the previous
-    message, and a target receives at most one message in 30 s.
+    From then on, the target receives the events that the hook selects. In the format `standard`,
+    each event is a signed webhook. In the other formats, a message for people describes all events
+    since the previous message, and a target receives at most one message every 30 s.
     """
     hook = hooks.create(caller, body)
     return responses.dump(hook_schema, hook, 201, headers={"Location": f"hook/{hook.id}"})
@@ -62,7 +62,7 @@ def get(caller: Caller, hook_id: str) -> Response:
 def change(caller: Caller, hook_id: str, body: dict[str, Any]) -> Response:
     """Change a hook.
 
-    Changes the fields in the request. The state `active` turns the hook on.
+    Changes the fields in the request. Set `state` to `active` to turn the hook on.
     """
     return responses.dump(hook_schema, hooks.change(caller, hook_id, body))
 

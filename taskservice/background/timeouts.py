@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # A task must not time out only because its agent could not reach the service. Therefore, no task
 # times out in the first GRACE_SECONDS after an outage of more than MAX_GAP_SECONDS.
 GRACE_SECONDS = 300.0
-# If a clock deviates further than this from the monotonic clock between two readings, it was set.
+# A clock that drifts further than this from the monotonic clock between two readings was set.
 MAX_DRIFT_SECONDS = 2.0
 BATCH = 50
 

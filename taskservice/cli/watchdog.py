@@ -65,7 +65,7 @@ def _watch(connection: Connection, reader: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        # Close the other inherited files: locks and pipes of the caller, and the pipe's write end.
+        # Close the other inherited files: the caller's locks and pipes, and the pipe's write end.
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != reader:
                 os.closerange(number, number + 1)  # unlike `close`, ignores a closed file

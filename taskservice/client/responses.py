@@ -427,8 +427,8 @@ def _error(received: requests.Response) -> TaskServiceError:
         return Unavailable(status, problem, retry_after)
     if status == 413:  # a proxy may have sent the response
         return TooLarge(413, problem)
-    # Programs stop on NotFound. Without one of these error codes, a 404 means that the path is
-    # unknown or that another program responded.
+    # Programs stop on NotFound, so raise it only for these error codes. Any other 404 means that
+    # the path is unknown or that another program responded.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
         return _kind(status, problem)(status, problem)
     if problem.get("code") == NO_SUCH_PATH:

@@ -64,7 +64,7 @@ def series(path: str, numbers: Sequence[Number]) -> dict[str, Any]:
     # Imported here, since few requests need this module.
     from statistics import median
 
-    # Decimals, since a JSON integer can be too large for a float.
+    # Use decimals, since a JSON integer can be too large for a float.
     values = [Decimal(number.text) for number in numbers]
     low, high = min(values), max(values)
     step = (SERIES_WIDTH - 2 * DOT) / (len(values) - 1)

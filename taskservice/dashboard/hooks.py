@@ -165,9 +165,7 @@ def _form_schema() -> Json:
     addresses = " ".join(f"{title}: {address}." for title, _, address in shown.values())
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.is_default)
     events = {kind.name: f"{kind.label} ({kind.when})" for kind in kinds}
-    answers = (
-        "Add a link to messages about questions; anyone who opens it can answer without a key."
-    )
+    answers = "Put an answer link into messages about questions; anyone can use it without a key."
     properties: Json = {
         "target": _property("Address", addresses),
         "format": _choice("Send to", formats, without_mail, default=BY_ADDRESS),
@@ -209,6 +207,6 @@ def _link_warning() -> str:
     url: str = current_app.config["PUBLIC_URL"]
     if url and not is_loopback(urlsplit(url).hostname or ""):
         return ""
-    fault = f"Links in messages lead to {url}, which only this machine can reach."
+    fault = f"Links in messages point to {url}, which only this machine can reach."
     remedy = "Set TASKSERVICE_PUBLIC_URL to an address at which phones can reach this service."
     return f"{fault if url else 'Messages have no links.'} {remedy}"

@@ -332,7 +332,7 @@ class ResponseSchema(Schema):
 
 
 class RowSchema(ResponseSchema):
-    """A schema that serializes rows faster than marshmallow, by a plan that is made only once.
+    """A schema that serializes rows faster than marshmallow, with a plan that is made only once.
 
     A field reads the column that its option `column` names. By default, it reads the column of the
     `model` with the same name, such as `created_at` for `createdAt`. A test compares the result

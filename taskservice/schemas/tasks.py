@@ -76,7 +76,7 @@ class TaskSchema(fields.RowSchema):
         "The lines of the log, in order of arrival.",
         ["Synopsis: Running"],
         items=String(),
-        # `Lines` ignores the attribute's value. Most queries select only the size of the log.
+        # `Lines` ignores this value. Most queries select the size of the log, but not its lines.
         attribute="log_bytes",
     )
     firstLog = fields.integer(

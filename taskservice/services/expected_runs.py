@@ -80,8 +80,8 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
     except CronSimError as error:
         reason = f"Not a cron expression of five fields: {error}."
         raise invalid({"expect": {"cron": [reason]}}) from None
-    # When clocks are set back in autumn, one hour occurs twice. If `since` is in its second
-    # occurrence, CronSim starts with times in the first occurrence.
+    # When clocks are set back in autumn, one hour occurs twice. If `since` is in the second of
+    # these hours, CronSim starts with times in the first.
     later = (tick for tick in ticks if tick.astimezone(UTC) > start)
     times = [clock.rfc3339(tick) for tick in islice(later, count)]
     if not times:
@@ -91,7 +91,7 @@ def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
 
 @cache
 def _time_zones() -> frozenset[str]:
-    """The names of all time zones, from the package tzdata, so that all machines use the same."""
+    """The names of all time zones, from the package tzdata, which is the same on all machines."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
 
 
@@ -117,7 +117,7 @@ def correct_future_times(now: str) -> None:
     """
     for agent in read_all(_NEXT, now=now):
         from_now = columns(strict_json.loads(agent.expect.encode()), now)
-        # A later `due_at` was computed from a time after `now`.
+        # If `due_at` is later than this, it was computed from a time in the future.
         if agent.due_at > str(from_now["due_at"]):
             ids = {"of_user_id": agent.user_id, "of_agent_id": agent.id}
             with transaction() as connection:
@@ -125,7 +125,7 @@ def correct_future_times(now: str) -> None:
 
 
 def find_late(now: str) -> bool:
-    """Record a batch of agents without a running task as late; returns whether more may remain."""
+    """Record a batch of overdue, idle agents as late; returns whether more may remain."""
     with transaction() as connection:
         late_agents = sorted(connection.execute(_LATE, {"now": now}).all())
         late = []

@@ -77,7 +77,7 @@ def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
-    """The oldest `count` tasks with open questions; `input` has at most `length` characters."""
+    """The oldest `count` tasks with open questions; `input` is truncated to `length` characters."""
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
     visible = asking.where(visible_tasks, IS_ASKING)
@@ -231,8 +231,8 @@ def correct_future_times(ahead: str, now: str) -> None:
             seconds = clock.seconds_between(question.asked_at, question.expires_at)
             times["expires_at"] = clock.moved(now, seconds)
         with transaction() as connection:
-            # Every transaction that changes both locks the task before its question; otherwise, two
-            # transactions could deadlock.
+            # Every transaction that changes a task and its question locks the task first;
+            # otherwise, two transactions could deadlock.
             this = select(Task.id).where(Task.id == question.task_id)
             connection.execute(this.with_for_update())
             connection.execute(_CHANGE_OPEN.values(times), {"of_question_id": question.id})

@@ -36,10 +36,10 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     """The values of gunicorn's settings, by name; other settings have gunicorn's defaults."""
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
-        # Otherwise the garbage collector would write to memory that the processes share.
+        # Prevent the garbage collector from writing to memory that the processes share.
         gc.freeze()
-        # Choose the slot before the fork, so that the worker inherits it. The slot of a dead worker
-        # is free again.
+        # Choose the slot for the worker's metrics before the fork, so that the worker inherits it.
+        # The slot of a dead worker is free again.
         taken = {other.slot for other in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
         worker.more_threads = config.WAITS
@@ -86,7 +86,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
 def return_freed_memory() -> None:
     """Return the memory of large bodies to the system, instead of reserving it for each thread."""
-    # Only glibc has mallopt. By default, malloc's threshold grows when large blocks are freed.
+    # Only glibc has mallopt. By default, glibc raises the threshold when large blocks are freed.
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 

@@ -71,7 +71,7 @@ def within(
 
     The call does not wait if no slot is free, and stops waiting if it loses its slot or the client
     disconnects. While it waits, it holds no database connection. Raises 401 as soon as the key is
-    invalid.
+    invalid, or 404 as soon as the link is.
     """
     result = read()
     if not seconds or is_enough(result):
@@ -127,7 +127,7 @@ def _key_check() -> Callable[[], bool]:
 
 @contextmanager
 def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
-    """Hold a slot, and start a thread that replaces the waiting thread; None if no slot is free."""
+    """Hold a slot, and start a thread that replaces this thread; yield None if no slot is free."""
     slots = resources.find(WaitSlots)
     slot = WaitSlot(caller.user_id, is_stream, caller.key_id if caller.task_id else "")
     if not slots.acquire(slot):

@@ -107,9 +107,9 @@ def test_form_says_where_the_links_of_messages_lead(
 ) -> None:
     for public_url, warning in (
         ("https://tasks.example.org", None),
-        ("http://127.0.0.1:8000", "lead to http://127.0.0.1:8000, which only this machine can"),
-        ("http://[::1]:8000", "lead to http://[::1]:8000, which only this machine can"),
-        ("http://localhost:8000/tasks", "lead to http://localhost:8000/tasks, which only"),
+        ("http://127.0.0.1:8000", "point to http://127.0.0.1:8000, which only this machine can"),
+        ("http://[::1]:8000", "point to http://[::1]:8000, which only this machine can"),
+        ("http://localhost:8000/tasks", "point to http://localhost:8000/tasks, which only"),
         ("", "Messages have no links"),
     ):
         with subtests.test(public_url):
