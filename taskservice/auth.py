@@ -73,7 +73,7 @@ tasks_of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=
 is_of_agent = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
 
 
-# The text of an API key is created and checked without reading the database.
+# Functions that create and check the text of an API key, without reading the database.
 
 USER_PREFIX = "tsk_user_"
 READ_PREFIX = "tsk_read_"
@@ -194,7 +194,7 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
 
 def valid_key(text: str, now: str) -> KeyRow:
-    """The valid key with this text. If there is none, raises 401 without the reason."""
+    """The valid key with this text; raises 401, without the reason, if there is none."""
     key = find(_KEY, digest(text), now) if is_well_formed(text) else None
     if key is None:
         raise invalid_key()

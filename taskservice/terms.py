@@ -21,7 +21,7 @@ def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
 
 
 def see_documentation(page: str) -> str:
-    """The end of a message that refers to a page of the documentation; empty if it is missing."""
+    """The end of a message that refers to a documentation page; empty if the page is missing."""
     clone = Path(__file__).parent.parent
     is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
     return f"; see {documentation(page)}" if is_readable else ""
@@ -41,7 +41,7 @@ CANCELLED: Final = "cancelled"
 TIMEOUT: Final = "timeout"
 ERROR_TYPES: tuple[ErrorType, ...] = (FAILED, CANCELLED, TIMEOUT)
 
-# A delivery's state, which can also be FAILED or CANCELLED.
+# A delivery's state; FAILED and CANCELLED, defined above, are also states of a delivery.
 PENDING, DELIVERED = "pending", "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 

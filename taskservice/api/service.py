@@ -38,9 +38,9 @@ def live() -> Response:
 def ready() -> Response:
     """Readiness.
 
-    Returns 200 if the database can be read and written. Returns 503 if it can't, or if it does not
-    respond within a second. `notice` is present if neither the server nor `taskservice background`
-    does the background work.
+    Returns 200 if the database can be read and written. Returns 503 if the database can't
+    be read or written, or does not respond within a second. `notice` is present if neither the
+    server nor `taskservice background` does the background work.
     """
     health.require_usable()
     notice = current_app.config.get("NOTICE")
@@ -124,7 +124,7 @@ def show_page() -> Response:
     return response
 
 
-# Built at the first request for this document, since nothing else needs to import apispec.
+# Imports apispec only when a client requests this document, since nothing else needs apispec.
 @cache
 def _document() -> bytes:
     from taskservice.openapi.document import document

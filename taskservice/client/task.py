@@ -354,7 +354,7 @@ class Task:
         self._connection = connection
         self._outbox = Outbox(connection, self.id, writer, heartbeat)
         # Whether the `with` block reports the final status. For a task from `current`, `taskservice
-        # run` reports it.
+        # run` reports the status instead.
         self._reports_end = reports_end
         self._has_ended = False
         self._copy_id = uuid4().hex  # all pickled copies of this task have the same ID
@@ -668,7 +668,7 @@ class Task:
             elif error is None or _is_success(error):
                 try:
                     self.complete()
-                except (TypeError, ValueError) as problem:  # a nested value is not JSON
+                except (TypeError, ValueError) as problem:  # a value in the output is not JSON
                     self._output = Output()
                     self._fail_with(problem)
                     raise

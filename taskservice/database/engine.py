@@ -18,7 +18,7 @@ from taskservice.database.writer_queue import WriterQueue
 
 try:
     # The extra `sqlite` installs a newer SQLite than the one in Python. A process must not open a
-    # database with both: when one library closes the file, the locks of the other are released.
+    # database with both libraries: when one closes the file, the locks of the other are released.
     import pysqlite3 as _sqlite3
 except ModuleNotFoundError:
     import sqlite3 as _sqlite3
@@ -92,7 +92,7 @@ def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
             connection = sqlite3.connect(sqlite_uri(Path(path)), uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
         except sqlite3.Error as error:
-            # Raise the error that SQLAlchemy raises for the connections that it opens itself.
+            # SQLAlchemy raises the same error if it can't open a connection.
             raise OperationalError("connect", None, error) from error
         return connection
 
@@ -146,7 +146,7 @@ def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
     event.listen(writer, "begin", begin)
     for engine in (writer, reader):
         event.listen(engine, "do_connect", connect)
-        # `insert` puts this listener first, since a listener of SQLAlchemy itself runs queries.
+        # `insert` puts this listener first, since SQLAlchemy's own listener runs queries.
         event.listen(engine, "connect", prepare, insert=True)
         event.listen(engine, "handle_error", handle_error)
     return Database(reads, writes)
@@ -171,7 +171,7 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "tcp_user_timeout": 30_000,
         },
         # The isolation level is explicit for the same reason as in `_BEGIN`. The engines of an app
-        # replace this level with AUTOCOMMIT.
+        # use AUTOCOMMIT instead.
         "isolation_level": "READ COMMITTED",
     }
 
@@ -185,7 +185,7 @@ def command_engine(address: URL) -> Engine:
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
-    """Set the pragmas of a connection, whose order matters."""
+    """Set the pragmas of a connection, in an order that matters."""
     # Prevents the driver from beginning transactions itself.
     connection.isolation_level = None
     # The timeout is set before the switch to WAL, which can then wait for a lock.
@@ -215,8 +215,8 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
         raise OperationalError("connect", None, error)
-    # PgBouncer tracks these two settings, and restores them for each client. Times and IDs are read
-    # as text in the format of the API, which is faster than converting them.
+    # PgBouncer tracks `DateStyle` and `TimeZone`, and restores them for each client. Times and IDs
+    # are read as text in the format of the API, which is faster than converting them.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
     connection.adapters.register_loader("timestamptz", TimestampLoader)

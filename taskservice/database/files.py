@@ -88,7 +88,8 @@ def full_disk(path: Path) -> str:
 
 def is_open_elsewhere(database: Path) -> bool:
     """Whether another process has this SQLite database open; also works if it is damaged."""
-    # This process must not have the database open: closing the descriptor would release its locks.
+    # This process must not have the database open: closing the descriptor would release all locks
+    # that the process holds on the file.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)

@@ -66,14 +66,14 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
-    """The verdict on a version of SQLite: a warning if it lacks the fix in FIXED_VERSIONS."""
+    """The verdict on a version of SQLite: a warning if it has the bug that FIXED_VERSIONS fix."""
     shown = f"SQLite {'.'.join(map(str, version))}"
     fixed = {release[:2]: release for release in FIXED_VERSIONS}
     if version >= fixed.get(version[:2], FIXED_VERSIONS[0]):
         return OK, shown
     return WARNING, (
         f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "
-        f"file; {install_command('sqlite')} installs a newer one"
+        f"file; {install_command('sqlite')} installs a newer version"
         + see_documentation("docs/operate/postgresql.md#sqlite-files-and-versions")
     )
 

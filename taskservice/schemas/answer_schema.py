@@ -9,7 +9,7 @@ from marshmallow import ValidationError
 from taskservice.schemas import strict_json
 from taskservice.schemas.input_schema import check_input_schema, problems
 
-# The default schema of a question: one required text.
+# The default schema of a question: an object with the required string `answer`.
 DEFAULT: dict[str, Any] = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},

@@ -69,7 +69,10 @@ class FirstAttemptSlots:
 
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
-        """Release the database connection, and hold a slot; yields false if no slot is free."""
+        """Release the database connection, and hold a slot during the block.
+
+        Yields False if no slot is free.
+        """
         end_shared_reading()
         with self._lock:
             is_acquired = len(self._held) + (user_id in self._held) < self._count
@@ -92,9 +95,9 @@ def init_app(app: Flask) -> None:
 def first_attempt(leased: deliveries.Leased | None) -> str:
     """Post a webhook in the request that ended its task. No transaction may be open.
 
-    Returns the `Callback-Status`. The delivery is left to the loop if no slot is free, if the last
-    attempts at its receiver failed, or if the process stops. Never raises, since the task has
-    already ended.
+    Returns the `Callback-Status`. The delivery loop makes the attempt later if no slot is free, if
+    the last attempts to reach the receiver failed, or if the process stops. Never raises, since the
+    task has already ended.
     """
     if leased is None:
         return "none"

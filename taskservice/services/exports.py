@@ -104,7 +104,8 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
             yield from _log_lines(row)
             return 1
         except logs.LogDropped:
-            # Dropping the log has increased the version of the task.
+            # A drop of the log also increases the task's version: if the version has not changed
+            # when the task is read again, lines are missing.
             version = row.version
             yield _line("void", {"taskId": task_id})
 

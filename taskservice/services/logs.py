@@ -176,7 +176,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
 
 
 def ends_of(row: TaskRow, size: int) -> Iterator[Any]:
-    """The chunks of about the last `size` bytes, then of the first `size` bytes of a log.
+    """About `size` bytes from the end of a log, then about `size` bytes from its start, as chunks.
 
     Raises LogDropped.
     """
@@ -318,7 +318,7 @@ def _chunks(texts: Iterable[str], times: clock.Times) -> list[Chunk]:
     for text in texts:
         text = text.removesuffix("\n")
         count, size = text.count("\n") + 1, len(text.encode()) + 1
-        # A smaller chunk can't contain a line that is too long.
+        # If the whole chunk is not too long for a line, its lines are not too long either.
         if size > terms.MAX_LINE:
             sizes = [len(line.encode()) for line in text.split("\n")]
             too_long += [str(n) for n, size in enumerate(sizes, first) if size > terms.MAX_LINE]
@@ -451,8 +451,8 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk]) -> No
         or _LOG.scalar(connection, task_id=task.id)
         or NEW_LOG.scalar(connection, task_id=task.id)
     )
-    # Times are limited to the period from the task's start, or an earlier claim, until now. If the
-    # clock has been set back since the start, all times become the time of the start.
+    # Times are limited to the period from the task's start, or its claim if earlier, until now.
+    # If the clock has been set back since the start, all times become the time of the start.
     earliest = clock.milliseconds(min(task.created_at, task.claimed_at or task.created_at))
     latest = max(earliest, clock.milliseconds(clock.now()))
     for chunk in chunks:
