@@ -442,8 +442,8 @@ class Task:
         Raises:
             TaskCancelled: The task was cancelled. Stop working.
             NotFound: The task was deleted. Stop working.
-            Unreachable: 16 MiB are waiting, and the service has not responded for `retry_timeout`
-                seconds. The waiting lines are sent later.
+            Unreachable: 16 MiB of lines are waiting, and the service has not responded for
+                `retry_timeout` seconds. The waiting lines are sent later.
         """
         self.log_at(spool.now(), " ".join(map(str, values)))
 

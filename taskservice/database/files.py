@@ -87,7 +87,7 @@ def full_disk(path: Path) -> str:
 
 
 def is_open_elsewhere(database: Path) -> bool:
-    """Whether another process has this SQLite database open; also works if it is damaged."""
+    """Whether another process has this SQLite database open; the database can be damaged."""
     # This process must not have the database open: closing the descriptor would release all locks
     # that the process holds on the file.
     descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
@@ -129,7 +129,7 @@ def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
-# For this time after a check, reads do not check again, since a check takes twice as long as
+# For this long after a check, reads do not check again, since a check takes twice as long as
 # reading an API key.
 RECENT_SECONDS = 0.02
 

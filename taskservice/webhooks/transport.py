@@ -184,7 +184,7 @@ def post_once(
 
     Only the status and the headers determine the outcome; a broken body is ignored, and a slow body
     only adds to the duration. Raises Interrupted if `interrupt` was set before the response.
-    `confirm` is called immediately before the request is sent, since connecting can take long.
+    `confirm` is called immediately before the request is sent, since connecting can be slow.
     Exceptions that `confirm` raises propagate.
     """
     deadline, interrupt = Deadline(seconds), interrupt or Interrupt()
