@@ -29,7 +29,7 @@ MIN_RATE = 16 * 1024  # bytes per second; a faster response never times out
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 MAX_PAUSE = 3600.0  # the maximum pause in seconds, even if `Retry-After` is longer
-WAIT_SECONDS = 30  # how long a request asks the service to wait for a change
+WAIT_SECONDS = 30  # seconds that a request asks the service to wait for a change
 # Minimum seconds between two requests that ask the service to wait, since the service may respond
 # immediately.
 REPEAT_SECONDS = 1.0

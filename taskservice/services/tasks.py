@@ -362,7 +362,8 @@ def insert_labels(connection: Connection, task: TaskRow) -> None:
 _is_running = Task.status == literal_column(f"'{RUNNING}'")
 is_unclaimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_(None))
 is_claimed: ColumnElement[bool] = and_(_is_running, Task.claimed_at.is_not(None))
-# A task that its own program starts, as under `taskservice run`, is claimed when it is created.
+# If a program starts its own task, for example with `taskservice run`, the task is claimed when it
+# is created.
 is_claimed_by_worker: ColumnElement[bool] = and_(_is_running, Task.claimed_at > Task.created_at)
 _AGENT_HAS_TASK = select(
     or_(
