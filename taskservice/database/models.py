@@ -29,7 +29,7 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def partial_index(name: str, columns: str, where: str | TextClause, unique: bool = False) -> Index:
-    """A partial index for SQLite; the migrations create it on both databases."""
+    """A partial index, declared only for SQLite; the migrations create it on both databases."""
     # With `postgresql_where`, SQLAlchemy would load PostgreSQL's dialect even for SQLite, which
     # would take a tenth of the service's startup time.
     return Index(name, *columns.split(", "), unique=unique, sqlite_where=text(str(where)))
