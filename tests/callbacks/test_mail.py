@@ -439,7 +439,7 @@ def test_target_with_one_address_is_read(target: str, address: str) -> None:
     ids=ascii,
 )  # fmt: skip
 def test_target_without_exactly_one_address_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match=r"^The target is not mailto: .*\.$") as caught:
+    with pytest.raises(ValueError, match=r"^The target must be mailto: .*\.$") as caught:
         destinations.mail_address(target)
     assert type(caught.value) is ValueError
 
