@@ -119,12 +119,13 @@ def read_new_lines(caller: Caller, task_id: str, query: dict[str, Any]) -> Respo
     """Read the new lines of a log.
 
     Returns the lines of the task that are not in the log of another task, `against`. By default,
-    `against` is a complete task of the same agent and name that ended before this task started: the
-    task with the most labels in common or, if several tasks have equally many, the latest of them.
-    Child tasks are compared only with child tasks, and top-level tasks only with top-level tasks.
-    The comparison ignores differences in numbers, UUIDs, `0x...`, 16 or more hexadecimal digits,
-    dates, clock times and paths in /tmp. The comparison reads at most the first and the last 8 MiB
-    of each log and takes at most 2 s; `cut` is true if it left out any lines.
+    `against` is a task of the same agent and name that ended with the status `complete` before this
+    task started: the task with the most labels in common or, if several tasks have equally many,
+    the latest of them. Child tasks are compared only with child tasks, and top-level tasks only
+    with top-level tasks. The comparison ignores differences in numbers, UUIDs, `0x...`, runs of at
+    least 16 hexadecimal digits, dates, clock times and paths in /tmp. The comparison reads at most
+    the first and the last 8 MiB of each log and takes at most 2 s; `cut` is true if it left out any
+    lines.
     """
     return responses.json(new_lines.new_lines(caller, task_id, query.get("against")))
 

@@ -172,8 +172,8 @@ def rerun(
     """Run a task again.
 
     Starts a new task with the same agent, name, callback and timeout. The input and the labels are
-    the same too, unless the request contains others. The new task is unclaimed, even if the request
-    has an agent key.
+    the same too, unless the request contains new values. The new task is unclaimed, even if the
+    request has an agent key.
     """
     idempotency = Idempotency.of(idempotency_key(), sent, rerun_of=task_id)
     task, replayed = task_service.rerun(caller, task_id, body, idempotency)
@@ -193,7 +193,7 @@ def rerun(
 def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     """Cancel, delete or rerun many tasks.
 
-    Applies the action to the tasks one by one, as the operation for a single task does. If the
+    Applies the action to each task, with the rules of the operation for a single task. If the
     action is rejected for some tasks, the other tasks are still changed. Webhooks are sent after
     the response. An `Idempotency-Key` makes reruns safe to repeat; cancelling and deleting are
     always safe to repeat.

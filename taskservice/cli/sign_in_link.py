@@ -21,7 +21,7 @@ from taskservice.terminal import notice, print_line
     help="Name of the user key to sign in with (default: the oldest key with full access).",
 )
 def command(user: str, key: str | None) -> None:
-    """Print a link that signs USER in to the dashboard. It works once, within 15 minutes."""
+    """Print a link that signs USER in to the dashboard. The link works once, within 15 minutes."""
     with service_app():
         link = sign_in_links.create_for(user, key)
         print_line(page_url(f"sign-in/{link.token}"))

@@ -185,8 +185,8 @@ def start_form(
     empty: str = "",
     **values: Any,
 ) -> Response:
-    """The page with a form that starts a task. A GET request shows the form `begun`. A POST request
-    calls `start`, and shows the submitted form again if it has errors.
+    """The page with a form that starts a task. `begun` is the form that a GET request shows. A POST
+    request calls `start`, and shows the submitted form again if it has errors.
 
     `empty` is the JSON text to use if the submitted JSON text is empty.
     """

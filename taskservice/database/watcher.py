@@ -145,7 +145,7 @@ class WaitSlots:
         self._held: list[WaitSlot] = []
 
     def acquire(self, slot: WaitSlot) -> bool:
-        """Hold a slot until `release`; returns false if no slot is available."""
+        """Acquire a slot, and hold it until `release`. Returns false if no slot is available."""
         with self._lock:
             has_room = len(self._held) < self._count
             if slot.link_id:

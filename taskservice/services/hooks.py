@@ -294,8 +294,8 @@ def list_sent(hook: HookRow) -> tuple[list[Any], int]:
 
 
 def _with_attempts(hook: HookRow, which: AnySelect) -> list[Any]:
-    """Deliveries of a hook. If it sends messages for people, pending deliveries are due with the
-    next message.
+    """Deliveries of a hook, with their attempts. If the hook sends messages for people, its pending
+    deliveries are due with the next message.
     """
     rows = deliveries.with_attempts(which, hook_id=hook.id)
     if hook.format in terms.PEOPLE_FORMATS:

@@ -109,7 +109,7 @@ class RequestReader(SocketUnreader):
     has_head = False
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """The next bytes; none if the client disconnected. Raises a Problem: 400, 408 or 503."""
+        """The next bytes; empty if the client disconnected. Raises a Problem: 400, 408 or 503."""
         while time.monotonic() < self.deadline:
             # BlockingIOError: no bytes have arrived for READ_SECONDS.
             with suppress(BlockingIOError):
@@ -152,8 +152,8 @@ class Worker(ThreadWorker):
     Only tests change `request_seconds` and `response_seconds`.
     """
 
-    # The signals that arrived before this process had its own handlers; the handlers that it
-    # inherits from its parent process add them.
+    # The signals that arrived before this process had its own handlers; the handlers inherited from
+    # its parent process add signals to this queue.
     early_signals: SimpleQueue[int] = SimpleQueue()
     # The slot for the metrics of this process; each running worker has a different slot.
     slot = 0
