@@ -86,7 +86,7 @@ def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     `expand`, the response has no ETag, since embedded objects have no version.
     """
     shape = responses.shape(caller, query)
-    # `logs.get_task` also reads a small log.
+    # `logs.get_task` also reads the log, if it is small.
     read = logs.get_task if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)

@@ -62,7 +62,7 @@ def reason(row: Any, log_end: str = "") -> str:
 
 
 def is_generic(row: Any) -> bool:
-    """Whether a failed task's message contains no reason, such as an exit status alone."""
+    """Whether a failed task's message gives no reason; for example, it is only an exit status."""
     return row.error_type == FAILED and reasons.is_generic(row.error_message)
 
 

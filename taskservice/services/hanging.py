@@ -20,7 +20,8 @@ from taskservice.services.events import NewEvent
 
 BATCH = 50  # the maximum number of tasks in one transaction
 SILENT_SECONDS = 600.0
-TIMES_AS_LONG = 3  # a silent task hangs after this multiple of its agent's usual duration
+# A silent task counts as hanging after this multiple of its agent's usual duration.
+TIMES_AS_LONG = 3
 # The longest time between two checks of a task, since its agent's usual duration may change.
 MAX_WAIT_SECONDS = 600.0
 

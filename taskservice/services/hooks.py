@@ -211,7 +211,8 @@ def remove_deleted() -> bool:
 
 
 def test(caller: Caller, hook_id: str) -> Outcome:
-    """Send a sample to a hook in any state. If the sample is delivered, the hook is not failing.
+    """Send a sample to a hook in any state. If the sample is delivered, the failures of the hook
+    are reset.
 
     Raises 404, 429, and 503 if too many webhooks are being sent or if the process stops.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 MAX_FAILURES = 3  # failures in a row that open the circuit
-OPEN_SECONDS = 60.0  # the time after the last failure until the circuit closes
+OPEN_SECONDS = 60.0  # the time from the last failure until the circuit closes
 # The maximum number of receivers whose failures are counted. If there are more, the receiver with
 # the oldest failure is removed.
 MAX_RECEIVERS = 1_000
