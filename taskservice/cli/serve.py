@@ -75,7 +75,7 @@ def page_url(path: str) -> str:
     """The URL of a page of this service: on this machine, unless PUBLIC_URL is set."""
     config = current_app.config
     host, _, port = config["BIND"].rpartition(":")
-    host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - only compared
+    host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - not bound here
     local_url = (
         "http://localhost" if config["BIND"].startswith("unix:") else f"http://{host}:{port}"
     )

@@ -32,8 +32,8 @@ from taskservice.terminal import exit_with_error, notice, print_line
 from taskservice.terms import MAX_OBJECT
 
 
-# By default, objects that are too deeply nested for the service are parsed too, so that the service
-# rejects them with an error message.
+# The default of `max_depth` exceeds the limit of the service, so that the service rejects deeply
+# nested objects with an error message.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
     """Parse a JSON object; None for any other text, or if a number can't be stored exactly."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
@@ -125,7 +125,7 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task. If that fails, print a message on stderr; the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError, even if only an optional field was refused.
+        With `is_strict`, every failure raises TaskServiceError, even a refused optional field.
         """
         try:
             self._saved.create_directory(saved_run.runs_directory())
@@ -191,7 +191,7 @@ class Run:
         return code
 
     def _open_output(self) -> OutputReader:
-        """Open the program's output; a pipe if no terminal can be opened. Raises OSError."""
+        """Open a pipe for the program's output; with `_is_tty`, a terminal if possible."""
         if self._is_tty:
             try:
                 return OutputReader(self._spool.put, self._masker, is_tty=True)

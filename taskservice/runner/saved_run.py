@@ -58,8 +58,8 @@ class SavedRun:
     ) -> None:
         """`task` is the JSON of an existing task; otherwise, a task is started with `fields`.
 
-        If `fields` contains no `agentId`, the task belongs to the agent of the agent key with this
-        hint.
+        If `fields` contains no `agentId`, the task belongs to the agent of the agent key,
+        whose hint is `agent_key_hint`.
         """
         self.url = url
         self.fields = dict(fields)
@@ -80,7 +80,7 @@ class SavedRun:
 
     @property
     def is_of_key(self) -> bool:
-        """Whether the agent is known only by its key; `agent_id` is then the hint of the key."""
+        """Whether only the agent's key is known; `agent_id` is then the hint of the key."""
         return self.agent_id.startswith(f"{AGENT_PREFIX}…")
 
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
@@ -94,8 +94,8 @@ class SavedRun:
     ) -> str:
         """Start the task unless it exists; return its ID. Raises TaskServiceError.
 
-        Fields of OPTIONAL that the service refuses are omitted, unless the start `is_strict`. Only
-        a late start contains `claimedAt`, which the service refuses if it is in the future.
+        If the service refuses fields of OPTIONAL, they are omitted; with `is_strict`, the error is
+        raised. Only a late start contains `claimedAt`, which must not be in the future.
         """
         if self.task_id is None and "agentId" not in self.fields:  # the key determines the agent
             user = connection.call("GET", "/user", responses.USER, **options).data

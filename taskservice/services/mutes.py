@@ -86,7 +86,7 @@ def change(connection: Connection, caller: Caller, agent_id: str, until: str | N
         if agent.muted_at is not None:
             _end(connection, [agent])
         return
-    # Read the time while the agent is locked, like the times of the agent's other states.
+    # The agent is locked, so no later change of its state can get an earlier time.
     now = current_time(connection)
     if not now < until <= clock.moved(now, terms.MAX_MUTE_DAYS * DAY_SECONDS):
         raise invalid({"mutedUntil": [f"Must be within the next {terms.MAX_MUTE_DAYS} days."]})
