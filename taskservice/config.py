@@ -185,7 +185,7 @@ class Config:
     FIRST_USER: str = _setting(
         "",
         _user_name,
-        "User that `serve` adds to an empty database, printing a sign-in link and the API key.",
+        "`serve` adds this user to an empty database, and prints a sign-in link and the API key.",
     )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level of logged messages."

@@ -40,7 +40,7 @@ def list_all(as_json: bool) -> None:
 
     STATE is "ok", or one or more of "muted", "hanging", "broken" (the last task failed or timed
     out) and "late". SUCCESS is the percentage of tasks that completed, and OF is the number of
-    tasks; both leave out cancelled tasks. USUALLY is the median duration, and NEXT RUN is the time
+    tasks; cancelled tasks are not counted. USUALLY is the median duration, and NEXT RUN is the time
     of the next expected task. With --json, `numbers` lists the paths of the numbers in the outputs
     of the agent's last 100 tasks, with the last number at each path.
     """

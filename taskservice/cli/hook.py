@@ -194,7 +194,7 @@ def show(hook_id: str, as_json: bool) -> None:
 def test(hook_id: str, as_json: bool) -> None:
     """Send a test message to a hook, and print the outcome.
 
-    The message contains invented data for one of the hook's events. A user can send ten tests a
+    The message contains sample data for one of the hook's events. A user can send ten tests a
     minute, and at most one test every 10 s to the same address. The exit status is 1 if the message
     was not delivered.
     """

@@ -248,8 +248,8 @@ def task_options(
             "--timeout",
             cls=cls,
             type=timeout,
-            help=f"Time without a request from {contact} after which the service ends the task, "
-            "such as 90 (seconds) or 1h30m; 0 for no limit.",
+            help=f"The service ends the task if {contact} sends no request for TIME, such as 90 "
+            "(seconds) or 1h30m; 0 for no limit.",
         ),
     )
     return lambda function: reduce(lambda inner, add: add(inner), reversed(in_order), function)

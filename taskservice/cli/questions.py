@@ -139,7 +139,7 @@ def answer_command(
     """Answer a question of a task.
 
     Without values, the command prints the question and the commands that answer it. For a
-    question with one field, omit KEY. Repeat KEY to give several values.
+    question with one field, omit KEY. Repeat KEY=VALUE for a field with several values.
     """
     if (accept, decline, bool(values)).count(True) > 1:
         raise click.UsageError("Give values, --accept or --decline.")

@@ -99,7 +99,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
     help=f"Only tasks with this status: {', '.join([*terms.STATUSES, *STATES])}.",
 )
 @options.flag("--waiting", help="Only tasks that no worker has claimed.")
-@options.flag("--asking", help="Only tasks that ask a person something.")
+@options.flag("--asking", help="Only tasks with open questions.")
 @options.flag("--hanging", help="Only tasks that have run, or been silent, for too long.")
 @options.failed_filter
 @options.flag("--cancelled", help="Only tasks that were cancelled.")
@@ -266,7 +266,7 @@ def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Calla
         callback=options.time_before,
         help="Only tasks started more than TIME ago, such as 30d.",
     )
-    @options.flag("--yes", help="Change several tasks without asking.")
+    @options.flag("--yes", help="Change several tasks without asking for confirmation.")
     @wraps(function)
     def command(task_ids: tuple[str, ...], yes: bool, as_json: bool, **others: Any) -> None:
         # An empty string is a filter too: no agent matches it.

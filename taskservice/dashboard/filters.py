@@ -199,7 +199,7 @@ _DIGITS = re.compile("[0-9a-f]{8,32}")
 
 def destination() -> str | None:
     """The URL for the text in the search box: the task with this ID, or the list of tasks with this
-    label. None for any other text, which is searched for in names.
+    label. None for any other text, since the list of tasks searches the names for it.
     """
     text = first_texts(request.args).get("q", "").strip()
     digits = text.lower().replace("-", "")

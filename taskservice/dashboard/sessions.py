@@ -13,7 +13,7 @@ from taskservice.database.rows import KeyRow
 from taskservice.errors import Problem
 from taskservice.web.request import SPACE
 
-# The session also contains its expiry time, so that a copied cookie can't be used for longer.
+# The session also contains its expiry time, so that a copied cookie can't be used later.
 LIFETIME = timedelta(days=7)
 
 

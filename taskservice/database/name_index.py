@@ -40,7 +40,7 @@ _DEFINITIONS: tuple[str, ...] = (
     "CREATE TABLE task_names_outdated (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL)",
     "CREATE TRIGGER task_names_rename AFTER UPDATE OF name_folded ON tasks "
     f"WHEN old.name_folded <> new.name_folded BEGIN {_OUTDATE} END",
-    # After the last row is deleted, SQLite reuses its row number.
+    # After the row with the highest number is deleted, SQLite reuses the number.
     f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
     f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
 )
@@ -61,8 +61,9 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
-# The SQLSTATEs if pg_trgm cannot be used: undefined_file, feature_not_supported,
-# insufficient_privilege, and undefined_object if its operator class is not in the search path.
+# The SQLSTATEs of errors that mean that pg_trgm cannot be used: undefined_file,
+# feature_not_supported, insufficient_privilege, and undefined_object if the operator class of
+# pg_trgm is not in the search path.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 AND EXISTS (SELECT 1 FROM pragma_module_list WHERE name = 'fts5') "

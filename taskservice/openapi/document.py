@@ -93,7 +93,7 @@ def document(app: Flask, secured: str) -> Object:
 
 def _rules(app: Flask) -> list[Rule]:
     """The rules of the routes that declare an operation, in the order of their tags."""
-    # The routes of links are left out: they respond like the same routes with a key.
+    # The document omits the routes for links, which respond like the routes that need a key.
     rules = (rule for rule in app.url_map.iter_rules() if "token" not in rule.arguments)
     declared = [rule for rule in rules if hasattr(app.view_functions[rule.endpoint], "operation")]
     return sorted(declared, key=lambda rule: list(TAGS).index(_tag(rule)))

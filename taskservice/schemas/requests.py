@@ -97,8 +97,8 @@ class FailureSchema(Schema):
 class ReportSchema(Schema):
     """Changes to a task."""
 
-    # A report with an `error` must have the status `error`, as JSON Schema for the OpenAPI
-    # document.
+    # The rule that a report with an `error` must have the status `error`, as JSON Schema for the
+    # OpenAPI document.
     rule: ClassVar = {
         "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
         "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
@@ -172,7 +172,7 @@ class AnswerQuestionSchema(fields.RequestSchema):
     @validates_schema
     def check_content(self, data: dict[str, Any], **kwargs: Any) -> None:
         if data.get("action") == terms.DECLINE and data.get("content") is not None:
-            raise ValidationError("Only allowed with the action accept.", "content")
+            raise ValidationError("Only allowed with the action `accept`.", "content")
 
 
 class AppendSchema(fields.RequestSchema):
@@ -258,14 +258,14 @@ class ExpectSchema(Schema):
     def check_kind(self, data: dict[str, Any], **kwargs: Any) -> None:
         if not data.keys() & {"every", "cron", "maxDuration"}:
             raise ValidationError(
-                "At least one of every, cron and maxDuration is required.", "every"
+                "At least one of `every`, `cron` and `maxDuration` is required.", "every"
             )
         if "every" in data and "cron" in data:
-            raise ValidationError("Not allowed with cron.", "every")
+            raise ValidationError("Not allowed with `cron`.", "every")
         if "timeZone" in data and "cron" not in data:
-            raise ValidationError("Only allowed with cron.", "timeZone")
+            raise ValidationError("Only allowed with `cron`.", "timeZone")
         if "grace" in data and not data.keys() & {"every", "cron"}:
-            raise ValidationError("Only allowed with every or cron.", "grace")
+            raise ValidationError("Only allowed with `every` or `cron`.", "grace")
 
     @post_load
     def add_defaults(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -294,8 +294,8 @@ class PutAgentSchema(fields.RequestSchema):
     )
     annotations = Nested(AnnotationsSchema())
     tool = fields.StrictBoolean(
-        "Whether MCP clients get a tool for this agent. With null, the default, they get the tool "
-        "if a worker of the agent was seen in the last 30 days.",
+        "Whether MCP clients get a tool for this agent. By default (null), MCP clients get the "
+        "tool if a worker of the agent was seen in the last 30 days.",
         True,
     )
     expect = Nested(ExpectSchema())
@@ -360,7 +360,8 @@ class TaskQuerySchema(Schema):
 def _cursor(note: str = "", sorts: Sequence[str] = terms.SORTS, max_lines: int = 0) -> Raw:
     """A field for a cursor.
 
-    A cursor contains the sort order, and the time, the ID and the found line of a page's last task.
+    A cursor contains the sort order, and the time and the ID of the last task on a page. The cursor
+    of a search can also contain the number of the last line that was read in the task's log.
     """
 
     def load(text: str) -> tuple[Any, ...]:
@@ -432,9 +433,9 @@ class ListQuerySchema(TaskQuerySchema, FilterQuerySchema):
         if "cursor" not in data:
             return
         if "limit" not in data:
-            raise ValidationError("Only allowed with limit.", "cursor")
+            raise ValidationError("Only allowed with `limit`.", "cursor")
         if data["cursor"][0] != data.get("sort", terms.SORTS[0]):
-            raise ValidationError("Belongs to a list in another order.", "cursor")
+            raise ValidationError("The cursor belongs to a list with another sort order.", "cursor")
 
 
 class SearchQuerySchema(FilterQuerySchema):
@@ -500,7 +501,7 @@ class NumbersQuerySchema(Schema):
     @validates_schema
     def check_limit(self, data: dict[str, Any], **kwargs: Any) -> None:
         if "limit" in data and "path" not in data:
-            raise ValidationError("Only allowed with path.", "limit")
+            raise ValidationError("Only allowed with `path`.", "limit")
 
 
 class AppendQuerySchema(Schema):

@@ -33,7 +33,7 @@ _CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
     """Apply a report; returns the task and its `Callback-Status`. Raises 404, 409 and 422."""
     if changes.get("error") is not None and changes.get("status") != terms.ERROR:
-        raise invalid({"error": ["Only allowed with the status error."]})
+        raise invalid({"error": ["Only allowed with the status `error`."]})
     sent = changes.get("output") or {}
     # A large merge happens outside of the transaction, so that other writers do not wait for it.
     # The merge is repeated if another report has changed the stored output since.

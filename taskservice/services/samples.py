@@ -1,4 +1,4 @@
-"""Creates the sample event for a test of a hook: one of the hook's events, with invented data."""
+"""Creates the sample event for a test of a hook: one of the hook's events, with fictional data."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple

@@ -243,7 +243,7 @@ def start(caller: Caller, fields: dict[str, Any], idempotency: Idempotency) -> t
     is_claimed = bool(fields.get("claim")) or caller.agent_id is not None
     claimed_at = fields.get("claimedAt")
     if claimed_at is not None and not is_claimed:
-        raise invalid({"claimedAt": ["Only allowed with claim."]})
+        raise invalid({"claimedAt": ["Only allowed with `claim`."]})
     if claimed_at is not None and not clock.now(-30 * 86_400.0) <= claimed_at <= clock.now():
         raise invalid({"claimedAt": ["Must be within the last 30 days."]})
     # An invalid callback is rejected before the wait for the write lock.

@@ -70,7 +70,7 @@ def test_add_takes_when_runs_are_expected(machine: AgentMachine) -> None:
     assert expected() == {"every": 90_000, "grace": 3_600, "maxDuration": 3_600}
     for wrong, message in (
         ("--cron", "expect: cron: Not a cron expression of five fields: Wrong number of fields."),
-        ("--time-zone", "expect: timeZone: Only allowed with cron."),
+        ("--time-zone", "expect: timeZone: Only allowed with `cron`."),
     ):
         refused = machine.run("agent", "add", "expected", wrong, "daily")
         assert (refused.returncode, refused.stdout) == (1, "")

@@ -329,7 +329,7 @@ def test_wrong_expectation_keeps_what_was_typed(window: Browser, alice: ApiClien
     for typed, fault in (
         ({"cron": "0 0 30 2 *"}, "Cron: Not a cron expression of five fields: Bad day-of-month."),
         ({"every": "daily"}, "Every: “daily” is not a duration such as 25h."),
-        ({"every": "1h", "cron": "0 2 * * *"}, "Every: Not allowed with cron."),
+        ({"every": "1h", "cron": "0 2 * * *"}, "Every: Not allowed with `cron`."),
         (
             {"cron": "0 2 * * *", "zone": "<b>"},
             "TimeZone: Unknown time zone; use a name such as Europe/Berlin.",
