@@ -21,8 +21,8 @@ def command(dry_run: bool, as_json: bool) -> None:
     """Delete finished tasks and logs older than the retention time, and free disk space.
 
     TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
-    You need not stop the service. After it starts or the clock changes, the service waits five
-    minutes before it deletes anything; this command does not wait.
+    You need not stop the service. The service deletes nothing in the five minutes after its start
+    or a change of the clock; this command does not wait.
     """
     with service_app():
         bounds = removal.bounds(database_time())

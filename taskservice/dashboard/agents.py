@@ -51,7 +51,7 @@ _put_schema, _start_schema = PutAgentSchema(), StartSchema()
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
 WORST_FIRST = (HANGING, BROKEN, LATE, NO_WORKER, CALLBACK_FAILED)
-# The number of tasks in the list, and of runs in the plot, on the agent page.
+# The numbers of listed tasks and plotted runs on the agent page.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
 # The form that runs an agent shows the input of the agent's newest task if that input has at most

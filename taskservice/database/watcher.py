@@ -184,7 +184,10 @@ class WaitSlots:
 def _of_most(
     slots: Sequence[WaitSlot], owner: Callable[[WaitSlot], str], new_slot: WaitSlot
 ) -> list[WaitSlot]:
-    """The slots of the owner who has most; empty if the owner of `new_slot` has almost as many."""
+    """The slots of the owner with the most slots.
+
+    Empty if the owner of `new_slot` has almost as many.
+    """
     counts = Counter(map(owner, slots))
     most = max(counts.values(), default=0)
     # With a difference of only one slot, two owners would repeatedly take it from each other.

@@ -122,7 +122,7 @@ def _length(seconds: int) -> str:
 
 
 def correct_future_times(ahead: str, now: str) -> None:
-    """Set times that are after `ahead` to `now`, in claimed and hanging tasks."""
+    """In claimed and hanging tasks, replace times after `ahead` with `now`."""
     latest = clock.moved(ahead, MAX_WAIT_SECONDS)
     times = (Task.claimed_at, Task.updated_at, Task.hanging_since, Task.hang_check_at)
     values = {time: case((time > ahead, literal(now, Timestamp())), else_=time) for time in times}
