@@ -49,7 +49,7 @@ class Problem(Exception):
 
 def not_found(thing: str) -> Problem:
     """A 404: there is no such task, agent or key, or the caller has no access to it."""
-    # The specification of the API prescribes the text for a task.
+    # The specification of the API prescribes the message for an unknown task.
     return Problem(404, "Task's ID is not found" if thing == "task" else f"No such {thing}")
 
 

@@ -17,7 +17,7 @@ class EventKind(NamedTuple):
     # title for several events, {} is the number of events.
     title: str
     several: str
-    tag: str  # for ntfy, which shows it as an emoji
+    tag: str  # the ntfy tag, which ntfy shows as an emoji
     # In the form for a new hook: the name of the event, and a description of when it happens.
     label: str
     when: str

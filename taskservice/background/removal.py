@@ -157,9 +157,9 @@ DAY_SECONDS = 86_400.0
 
 
 def bounds(now: str) -> tuple[str | None, str | None]:
-    """The times before which a task must have finished so that it, or its log, is removed.
+    """Return two cutoff times: for the removal of old tasks, and for the removal of old logs.
 
-    A time is None if its setting is 0.
+    A cutoff time is None if its setting is 0.
     """
     days = (current_app.config[name] for name in ("RETENTION_DAYS", "LOG_RETENTION_DAYS"))
     of_tasks, of_logs = (

@@ -35,7 +35,7 @@ def current(connection: Connection | None = None) -> Task:
     Each call returns a new object.
 
     Args:
-        connection: The attribute `connection` of a Client (default: a new connection).
+        connection: The `connection` attribute of a Client. By default, a new connection is made.
 
     Raises:
         SettingError: The program was not started by `run` or `work`, or a setting is missing.

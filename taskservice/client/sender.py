@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 # Minimum number of seconds between two requests, and between two reports of progress.
 REQUEST_INTERVAL = 0.2
 PROGRESS_INTERVAL = 1.0
-# A heartbeat is sent after this time without a request. Its response shows whether the task was
-# cancelled.
+# A heartbeat is sent after this time without a request. The response to the heartbeat shows whether
+# the task was cancelled.
 HEARTBEAT_SECONDS = 5.0
 # The response to a claim does not contain the task's timeout, so this interval is shorter than the
 # minimum timeout, 1 s.
@@ -44,8 +44,8 @@ def heartbeat_for(timeout: int | None) -> float:
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are no lines, and finally the report.
 
-    The thread calls `task_id`, which can start the task, before each request. It calls `on_stop`
-    when nothing more can be sent. It calls `on_outage` with the error when the service becomes
+    The thread calls `task_id`, which can start the task, before each request, and `on_stop` when
+    nothing more can be sent. It calls `on_outage` with the error when the service becomes
     unavailable, and with None when the service is reachable again.
     """
 
@@ -258,7 +258,7 @@ class Outbox:
         self.sender: Sender | None = None  # None until `start` is called
 
     def start(self) -> Sender:
-        """Return the sender. The first call starts its thread."""
+        """Start the thread of the sender if necessary, and return the sender."""
         with self._lock:
             sender = self.sender
             # A sender that has sent everything is replaced, since its thread has ended.

@@ -115,7 +115,7 @@ class InterruptSafeEvent:
 
     def __init__(self) -> None:
         self.is_set = False
-        self._gate = threading.Lock()  # unlocked while the event is set
+        self._gate = threading.Lock()  # the lock is free while the event is set
         self._gate.acquire()
 
     def set(self) -> None:
@@ -136,7 +136,8 @@ class InterruptSafeEvent:
 
 
 MAX_SPOOL_BYTES = MAX_LOG
-MAX_MEMORY_BYTES = 4 * 1024 * 1024  # for a run whose lines can't be written to the disk
+# Maximum size of the lines in memory, if the lines of a run can't be stored on disk.
+MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 # The file `position` contains four numbers: how many bytes of the file `lines` are confirmed, the
 # number of the next line, how many bytes were sent, and how many lines were lost after the last

@@ -189,7 +189,7 @@ def list_all() -> Response:
 def _with_children(rows: Sequence[TaskRow], opened: Sequence[str]) -> Iterator[TaskRow]:
     """The tasks in `rows`; a task whose ID is in `opened` is followed by its first children.
 
-    The same applies to these children.
+    The children whose IDs are in `opened` are followed by their own children, and so on.
     """
     for row in rows:
         yield row

@@ -17,8 +17,8 @@ from taskservice.database.files import lock
 # Limits of a group of writers, since the first writer waits until the last writer has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
-# When the writer whose turn it is has waited this long for other processes, the database counts as
-# locked by another process, and at most half of the threads may wait to write.
+# After the writer at the head of the queue has waited this many seconds for other processes, the
+# database counts as locked by another process, and at most half of the threads may wait to write.
 BLOCKED_SECONDS = 0.5
 
 

@@ -51,7 +51,7 @@ class Call(NamedTuple):
     id: Any
     is_notification: bool
     is_modern: bool = False
-    # The client's capabilities. They are empty for the LEGACY versions, whose calls omit them.
+    # The client's capabilities; empty for the LEGACY versions, whose calls contain no capabilities.
     capabilities: Mapping[str, Any] = {}
 
     @property

@@ -268,7 +268,7 @@ class Leased(NamedTuple):
     task_id: str | None  # None for the event of a late agent
     user_id: str
     callback_url: str
-    host: str  # with the port if the URL contains one
+    host: str  # includes the port if the URL has a port
     attempt_count: int
     hook_id: str | None = None  # None for a callback; `event_id` is then None too
     event_id: str | None = None
@@ -306,7 +306,8 @@ _INSERT = insert(Delivery).values(
     next_attempt_at=database_now(),
     leased_until=database_now(bindparam("seconds")),
 )
-# The time when the next lease expires. If its process has died, the delivery is due again then.
+# The time when the next lease expires. If the process that holds the lease has died, its delivery
+# is due again at this time.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > time_from_now())
 _FIRST_MESSAGE = select(func.min(Hook.next_attempt_at)).where(_is_active)
 _NEXT = select(
@@ -535,10 +536,10 @@ def require_lease(leased: Leased) -> None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
         # A late report has replaced the delivery.
-        raise LeaseLost("A newer delivery has replaced it.", terms.FAILED)
+        raise LeaseLost("A newer delivery has replaced this delivery.", terms.FAILED)
     if not now.holds:
         # This machine may have been suspended, and another process may hold a new lease.
-        raise LeaseLost("Its lease has expired.", now.state)
+        raise LeaseLost("The lease of the delivery has expired.", now.state)
 
 
 def record_attempt(leased: Leased, started: str, outcome: Outcome) -> str:
@@ -726,7 +727,7 @@ def expire() -> bool:
         connection.execute(
             waiting.where(Delivery.id.not_in(expired)).values(next_attempt_at=expires_at)
         )
-        # If fewer attempts failed, probably this service was unavailable rather than the receiver.
+        # With fewer failed attempts, this service was probably unavailable, not the receiver.
         is_lost = hook.state == terms.ACTIVE and hook.attempt_count >= MAX_LOST
         ended = {"state": terms.FAILED if is_lost else terms.CANCELLED, "next_attempt_at": None}
         these = update(Delivery).where(Delivery.id.in_(expired))

@@ -214,7 +214,7 @@ def recovery(task: Any, at: str) -> NewEvent:
     """The event for a task that no longer hangs; `task` still contains its `hanging_since`."""
     since, reason = task.hanging_since, task.hanging_reason
     details = {"hangingSince": since, "reason": reason}
-    # The clock may have been set back.
+    # The difference can be negative, if the clock was set back.
     details["seconds"] = max(0.0, clock.seconds_between(since, at))
     return NewEvent.of_task(task, at, event_kinds.TASK_RECOVERED, **details)
 
@@ -325,7 +325,7 @@ def _enqueue_for_hook(
 def lock_stream(connection: Connection, user_id: str) -> None:
     """Prevent other transactions from recording events of the user.
 
-    No events of the user are recorded before the first call.
+    Events of the user are recorded only after the first call, which creates the event stream.
     """
     if _STREAM.one_or_none(connection, user_id=user_id) is None:
         connection.execute(insert(EventStream), {"user_id": user_id, "position": 0})

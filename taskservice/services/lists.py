@@ -129,7 +129,8 @@ def _by_name_statement(ids_by_name: Any, aggregate: Any) -> Statement[AnyRow]:
 
 
 # For each dialect, a statement that selects the tasks whose names may match, and the condition that
-# a task is one of these `candidates`. On SQLite they are row numbers, on PostgreSQL task IDs.
+# a task is one of these `candidates`. The candidates are row numbers on SQLite, and task IDs on
+# PostgreSQL.
 _BY_NAME = {
     "sqlite": (
         _by_name_statement(name_index.CANDIDATES, func.json_group_array),
@@ -566,7 +567,7 @@ def _task_as_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
 
 
 def _value(schema: TaskSchema, name: str, field: fields.Field[Any]) -> tuple[str, Any, Any]:
-    """The JSON of a field with one `%s`, the SQL of its value, and whether the value is small."""
+    """A JSON template with `%s` for the value, its SQL, and SQL that tests whether it is small."""
     if isinstance(field, Lines):
         lines = case((Task.first_log <= Task.log_count, _LINES))
         return "[%s]", lines, Task.log_bytes <= MAX_LOG_BYTES

@@ -94,7 +94,7 @@ _WEEKDAY = re.compile(
 )
 # The sign of a number, with the byte before it; the sign is removed.
 _SIGNS = [f"{before}{sign}0".encode() for before in "\n\t =:,([" for sign in "-+"]
-# Parts of numbers whose digits were all replaced by 0; each part becomes a single 0.
+# Parts of numbers in which each digit was replaced by 0; each of these parts is reduced to one 0.
 _NUMBERS = (b"00", b"0.0", b"0:0", b"0,0", b"0e0", b"0e-0", b"0e+0", b"0E0", b"0E-0", b"0E+0")
 # Spaces that align numbers; the lookbehind makes the search consider each series of spaces once.
 _SPACES = re.compile(rb"  (?<! {3}) *+(?=0)")

@@ -63,7 +63,8 @@ class Notice(NamedTuple):
     answer_url: str | None = None
     # For each button, its label and the form-encoded body of its POST.
     choices: Sequence[tuple[str, str]] = ()
-    task_id: str | None = None  # of a task's simultaneous events, only the main one is listed
+    # If a task has several events at the same time, only the most important event is listed.
+    task_id: str | None = None
     agent_id: str = ""  # only the last state of each agent and each task is listed
 
 
