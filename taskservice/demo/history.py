@@ -178,7 +178,7 @@ class History:
             "answer": None,
             "answeredBy": None,
         }
-        # The line of a question follows the line of its task.
+        # In an export, the line of a question follows the line of its task.
         self._tasks[-1][1].insert(1, _line("question", **question))
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
@@ -200,7 +200,7 @@ class History:
         self._add(BACKUP, began, seconds, "", log, {"rows": sum(rows), "megabytes": megabytes})
 
     def _add_report(self, began: datetime) -> None:
-        # The last run is left out, so that the agent is late.
+        # The last expected run is missing, so that the agent is late.
         if began < self._last(7):
             orders = self._random.randrange(180, 420)
             log = [
