@@ -62,7 +62,7 @@ class Deadline:
 class Limits:
     """Limits the size, including headers and framing, and the time of each response.
 
-    A change applies to the next response and all later responses.
+    A change of a limit applies to the next response and all later responses.
     """
 
     max_bytes: int
