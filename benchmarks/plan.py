@@ -19,7 +19,7 @@ HEAD = ("100,000,000 tasks, 10,000 agents that each send a line per second", "ar
 # The names of the figures that it multiplies.
 TASK_BYTES = "size on disk of a task with 5 lines"
 LINE_BYTES = "size on disk of a line that was sent alone"
-WAL = "write-ahead log of an append"
+WAL = "write-ahead log per append"
 FIRST_WAL = "write-ahead log of the first append after a checkpoint"
 GROW = "append a line to one of 64 logs"
 ALONE = "appends by PostgreSQL alone"

@@ -20,8 +20,8 @@ from taskservice.webhooks import destinations
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The minimum length in bytes of the key that signs sessions, since sessions could be forged with a
-# key that can be guessed.
+# The minimum length, in bytes, of the key that signs sessions. An attacker who guesses the key can
+# forge sessions.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
 # Variables of the client, which the service ignores without a warning.
@@ -29,11 +29,11 @@ CLIENT_NAMES = {"URL", "APIKEY", "OUTPUT", "PROFILE", "TASK_ID", "TASK_URL", "WR
 
 
 class ConfigError(Exception):
-    """A setting has a value that cannot be used; the message is one line for the operator."""
+    """Raised if a setting has an invalid value; the message is one line for the operator."""
 
 
 def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    """A parser of decimal numbers if there is a unit, otherwise of whole numbers."""
+    """A parser for decimal numbers if `unit` is given, otherwise for whole numbers."""
     name, kind = (f"number of {unit}", float) if unit else ("whole number", int)
     # `int` and `float` would also accept 1e9, 1_000, spaces, and the digits of other scripts.
     shape = re.compile(r"[0-9]{1,15}" + (r"(\.[0-9]{1,15})?" if unit else ""))

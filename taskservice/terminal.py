@@ -159,7 +159,7 @@ def print_table(
         _write(line.rstrip())
 
 
-# The minimum lengths to which cells, such as times, and IDs in the first column are truncated.
+# Truncated cells have at least _SHORT_CELL characters, and IDs in the first column _SHORT_ID.
 _SHORT_CELL, _SHORT_ID = 14, 18
 # Optional columns are omitted before other cells are truncated below this length.
 _READABLE_CELL = 28
@@ -237,7 +237,7 @@ def _write(line: str, *, err: bool = False) -> None:
             # The encoding of the locale lacks some of the characters.
             print(re.sub(r"[^\x00-\x7f]", _escape, line), flush=True)
     except OSError as error:
-        # Python flushes the buffer at exit; without /dev/null, that would fail again.
+        # Python flushes the buffer at exit; without /dev/null, the flush would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             # The reader has closed the pipe; click ends the command quietly.

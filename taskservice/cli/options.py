@@ -28,7 +28,7 @@ class Duration(click.ParamType[int]):
     name = "time"
     minimum: int = 0
     maximum: float = inf
-    # Whether a number without a unit is invalid, since a user could mean days.
+    # Refuse a number without a unit, since the user could mean days instead of seconds.
     needs_unit: bool = False
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -100,7 +100,7 @@ class Known(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        # Imported only here, since the server commands need no client.
+        # Imported here, so that the server commands do not load the client.
         from taskservice.client import Client, TaskServiceError
 
         try:
@@ -142,7 +142,7 @@ json_object = flag("--json", "as_json", help="Print one JSON object.")
 
 def json_input(value: str) -> dict[str, Any]:
     """The object in JSON, in a file (`@FILE`) or on stdin (`@-`), with exact numbers."""
-    # Imported only here, since the server commands need no runner.
+    # Imported here, so that the server commands do not load the runner.
     from taskservice.runner.run import parse_object
 
     data = value.encode(errors="replace")

@@ -25,10 +25,11 @@ PROGRAM_SECONDS = 5.0
 # after PERSON_SECONDS.
 NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
-# The exit status for a wrong setting or an ambiguous ID; click uses it for wrong arguments.
+# The exit status for an invalid setting or an ambiguous ID; click also uses it for invalid
+# arguments.
 WRONG_USE = 2
-# The exit status if the service is unavailable. It differs from 1, which can be the result of a
-# command.
+# The exit status if the service is unavailable. It differs from 1, with which some commands report
+# a result.
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 

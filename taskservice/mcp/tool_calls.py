@@ -58,7 +58,7 @@ _INVALID = re.compile("[^a-z0-9_]")
 def _names(agents: Sequence[AgentRow]) -> dict[str, str]:
     """The name of each agent's tool, by the agent's ID. Agents without a tool are left out.
 
-    A name is not used if it is possible for two agents of the user, even if one of them gets no
+    A name that two agents of the user could have is not used, even if one of the agents gets no
     tool. Otherwise, the name could pass from one agent to the other, and a client with cached tools
     would start the wrong agent.
     """
@@ -313,7 +313,9 @@ def start_task(call: Call, arguments: Arguments) -> Result:
     ["taskId"],
     CHANGES | {"openWorldHint": True},
     taskId=_TASK_ID,
-    input=_argument("object", "The input of the new task; by default the same."),
+    input=_argument(
+        "object", "The input of the new task; by default the input of the earlier task."
+    ),
 )
 def rerun_task(call: Call, arguments: Arguments) -> Result:
     """Starts a new task like an earlier task, and returns the new taskId immediately."""
@@ -394,7 +396,7 @@ _LISTS: dict[str | None, Sequence[dict[str, Any]]] = {
     status=_argument(
         "string",
         "Only tasks with this status. failed: tasks that failed or timed out; waiting: tasks that "
-        "no worker has claimed; hanging: tasks that run, or are silent, for too long.",
+        "no worker has claimed; hanging: tasks that have run or been silent for too long.",
         enum=[status for status in _LISTS if status],
     ),
     limit=_limit(MAX_TASKS, TASKS, "Maximum number of tasks."),

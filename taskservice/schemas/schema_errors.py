@@ -57,9 +57,9 @@ def named(
 def _fault(
     instance: Any, error: "jsonschema_rs.ValidationError"
 ) -> tuple[Iterable[Sequence[str]], str]:
-    """The properties that an error is about, each as a path inside the value, and a message.
+    """The paths of the properties that an error concerns, and the error message.
 
-    The path is `()` if the error is about the value itself.
+    The paths begin at the value; the path `()` is the value itself.
     """
     kind: Any = error.kind
     if kind.name == "required":

@@ -110,10 +110,10 @@ class HealthOfAgentSchema(fields.ResponseSchema):
         items=Nested(RecentTaskSchema()),
     )
     successRate = fields.number(
-        "The share of complete tasks, not counting cancelled tasks.", 0.97, maximum=1
+        "The share of `complete` tasks, not counting cancelled tasks.", 0.97, maximum=1
     )
     lastSuccessAt = fields.time(
-        "When the last complete task ended.", examples.TIME, allow_none=True
+        "When a task last ended with the status `complete`.", examples.TIME, allow_none=True
     )
     medianSeconds = fields.number("Median duration in seconds, not counting cancelled tasks.", 12.5)
     dueAt = fields.time(
@@ -168,7 +168,9 @@ class AgentSchema(AgentOfTaskSchema):
         None,
         anyOf=[{"$ref": "#/components/schemas/Expect"}, {"type": "null"}],
     )
-    mutedUntil = fields.time("Until when people are notified only of the agent's questions.", None)
+    mutedUntil = fields.time(
+        "Until this time, people are notified only of the agent's questions.", None
+    )
     mutedBy = fields.key_name("The name of the key that muted the agent.", None)
     health = Nested(HealthOfAgentSchema())
 

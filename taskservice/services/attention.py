@@ -125,7 +125,7 @@ _FAILED_CALLBACKS = Statement[AnyRow](
 
 
 def list_all(caller: Caller) -> list[dict[str, Any]]:
-    """The first MAX_ITEMS items, with the members of AttentionSchema."""
+    """The first MAX_ITEMS items, with the fields of AttentionSchema."""
     listed = items(caller)[:MAX_ITEMS]
     for item in listed:
         if muted := item.pop("muted"):
@@ -234,7 +234,7 @@ def _without_worker(values: dict[str, Any]) -> Items:
 
 
 def _no_worker(seen_at: str | None, now: str) -> str:
-    sentence = "No worker has asked for work of this agent"
+    sentence = "No worker has asked for a task of this agent"
     if seen_at is None:
         return f"{sentence} yet"
     # Round down to minutes, since `worker_seen_at` is stored without seconds.

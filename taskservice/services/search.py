@@ -33,7 +33,7 @@ TASKS_PER_READ = 400
 MAX_ERRORS = 5_000
 # If a line has more characters, only the part around the matching text is shown.
 MAX_SHOWN_LINE = 400
-# An upper bound of the line numbers in a log.
+# An upper bound for line numbers.
 LAST_LINE = (1 << 63) - 1
 
 _part: Any = bindparam("part", type_=Text())
@@ -64,8 +64,8 @@ _RANGE = Statement[Any](
 )
 
 
-# Where a search has stopped: the position of the last task that was read. If this task has more
-# lines, the number of the last line that was read follows.
+# Where a search has stopped: the position of the last task that was read. If lines of
+# this task remain, the number of the last line that was read follows.
 End: TypeAlias = Sequence[Any]
 
 

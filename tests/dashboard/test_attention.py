@@ -81,14 +81,14 @@ def test_start_that_would_only_wait_is_warned_of(
         texts = [trouble.search(window.get(form).text) for form in forms]
         return {match and match[1] for match in texts}
 
-    assert warnings() == {"No worker has asked for work of this agent yet"}
+    assert warnings() == {"No worker has asked for a task of this agent yet"}
     expect(alice.post("/agent/backup/claim"), 204)
     Maintenance(app).do_round()
     assert warnings() == {None}
     clocks.go_on(3 * 1440 * MINUTE)
     # Tabs share a page until something changes.
     alice.register("other")
-    assert warnings() == {"No worker has asked for work of this agent for 3 d"}
+    assert warnings() == {"No worker has asked for a task of this agent for 3 d"}
     # A worker that works on a task does not ask for another one.
     alice.start("backup")
     expect(alice.post("/agent/backup/claim"), 200)

@@ -66,7 +66,7 @@ def test_each_agent_in_trouble_is_one_row_with_its_reasons(
         "nightly": ("Broken since ", "Failed 2 times in a row: Disk <full>",
                     "Late since 24 Nov 2026, 13:36:00 UTC", "The expected run did not start"),
         "poll": ("The last task failed: exit status 3: Connection refused",),
-        "waits": ("No worker since ", "No worker has asked for work of this agent yet"),
+        "waits": ("No worker since ", "No worker has asked for a task of this agent yet"),
         "calls": ("Callback failed since ", "The callback was not delivered: "),
     }.items():  # fmt: skip
         assert all(word in shown[name] for word in words), shown[name]

@@ -219,7 +219,7 @@ def test_labels_lead_to_the_list_with_that_label(window: Browser, alice: ApiClie
 def test_waiting_task_says_if_no_worker_came_and_how_to_start_one(
     window: Browser, alice: ApiClient
 ) -> None:
-    hints = ("No worker has asked for work", "taskservice work --agent translator -- CMD")
+    hints = ("No worker has asked for a task", "taskservice work --agent translator -- CMD")
     first, second = alice.start("translator"), alice.start("translator")
     # The program of a `run` does not count as a worker.
     alice.start("translator", claim=True)

@@ -155,7 +155,7 @@ def test_waiting_task_needs_a_worker_until_one_asks(
     assert task_ids(alice, "no_worker") == ids(oldest, other)
     (item, _) = items(alice)
     assert item["since"] == oldest["createdAt"]
-    assert item["text"] == "No worker has asked for work of this agent yet"
+    assert item["text"] == "No worker has asked for a task of this agent yet"
     task = claim(alice, "translator")
     assert task
     Maintenance(app).do_round()
@@ -164,8 +164,8 @@ def test_waiting_task_needs_a_worker_until_one_asks(
     waiting = alice.start("translator")
     clocks.go_on(3 * DAY)
     assert [item["text"] for item in items(alice, "no_worker")] == [
-        "No worker has asked for work of this agent yet",
-        "No worker has asked for work of this agent for 3 d",
+        "No worker has asked for a task of this agent yet",
+        "No worker has asked for a task of this agent for 3 d",
     ]
     # An empty claim shows that there is a worker.
     for _ in range(3):

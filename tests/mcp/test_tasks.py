@@ -101,7 +101,7 @@ def test_call_for_an_agent_without_a_worker_is_answered_at_once(
     result = structured(McpClient(alice).call("summarizer"))
     assert time.monotonic() - began < tool_calls.MAX_SECONDS
     assert (result["agentId"], result["status"]) == ("summarizer", "running")
-    assert result["noWorker"] == "No worker has asked for work of this agent yet"
+    assert result["noWorker"] == "No worker has asked for a task of this agent yet"
     assert "taskservice work --agent summarizer -- CMD" in result["next"]
     waited = structured(
         McpClient(alice).call("wait_task", {"taskId": result["taskId"], "seconds": 0})

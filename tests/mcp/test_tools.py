@@ -404,7 +404,7 @@ def test_task_without_a_worker_starts_with_a_warning(
     task = alice.start("backup")
     arguments = {"taskId": task["id"]} if tool == "rerun_task" else {"agentId": "backup"}
     waiting = structured(mcp.call(tool, arguments))
-    assert waiting["noWorker"] == "No worker has asked for work of this agent yet"
+    assert waiting["noWorker"] == "No worker has asked for a task of this agent yet"
     assert "Tell your user" in waiting["next"]
     expect(alice.post("/agent/backup/claim"), 200)
     seen = structured(mcp.call(tool, arguments))
