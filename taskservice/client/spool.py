@@ -277,7 +277,7 @@ class Spool:
         if len(position) == _POSITION.size:
             self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
         elif self._end:
-            self._seq = 1 << 52  # the service rejects it, and returns the right line number
+            self._seq = 1 << 52  # the service rejects this line number, and returns the next number
         self._start = min(self._start, self._end)
         if self._lost:
             self._store(b"", now())
