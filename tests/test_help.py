@@ -52,7 +52,7 @@ def test_help_of_serve_has_each_setting_with_its_default() -> None:
 def test_help_of_run_names_all_that_a_refused_start_leaves_out() -> None:
     text = " ".join((all_commands()["run"].help or "").split())
     _, _, rest = text.partition("If the service refuses the ")
-    named, _, _ = rest.partition(", the task is started without it")
+    named, _, _ = rest.partition(", the task is started without this value")
     words = {"parentId": "parent", "claimedAt": "start time"}
     left_out = {words.get(name, name) for name in saved_run.OPTIONAL}
     assert set(re.split(", | or ", named)) == left_out

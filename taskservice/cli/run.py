@@ -66,9 +66,9 @@ def command(
 
     If the service is unavailable or refuses the task, CMD runs anyway, unless --strict is
     given, and unsent data stays on the disk for --resend. If the service refuses the callback,
-    input, labels, name, parent, start time or timeout, the task is started without it. An option
-    with an invalid value is ignored. Without a valid URL, key and agent ID, CMD runs without a
-    task.
+    input, labels, name, parent, start time or timeout, the task is started without this
+    value. An option with an invalid value is ignored. Without a valid URL, key and agent ID, CMD
+    runs without a task.
     A task started inside another task becomes its child.
     """
     open_standard_files()

@@ -107,7 +107,7 @@ class ReportSchema(Schema):
     status = fields.choice("`complete` and `error` end the task.", terms.STATUSES, terms.COMPLETE)
     output = fields.json_object(
         "Keys to set in the output; each value replaces the key's stored value. The whole output "
-        "has at most 1 MiB.",
+        "can have at most 1 MiB.",
         {"sum": 15},
     )
     error = Nested(FailureSchema(), allow_none=True)
@@ -323,7 +323,7 @@ class CreateSignInLinkSchema(fields.RequestSchema):
     """A link that signs a person in."""
 
     keyName = fields.text(
-        "The name of the user key whose access the link gives; by default the key of the request.",
+        "The name of the user key whose rights the link grants; by default the key of the request.",
         "first",
     )
 

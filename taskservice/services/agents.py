@@ -112,7 +112,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-AGENTS_PER_READ = 50  # an agent can take up to 20 KB
+AGENTS_PER_READ = 50  # a row of `agents` can have up to 20 KB
 MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
 RECENT = 30  # an agent's health is computed from this many recently finished tasks
 MIN_USUAL = 3  # an agent needs this many complete tasks to have a usual duration
@@ -140,7 +140,7 @@ _WAITING = Statement[AnyRow](
         .subquery()
     )
 )
-# Reads the oldest tasks, since the claimed tasks are among these: workers claim the oldest first.
+# The oldest tasks include the claimed tasks, since workers claim the oldest tasks first.
 _RUNNING = Statement[AnyRow](
     select(Task.agent_id, Task.claimed_at)
     .where(tasks_of_user, Task.status == terms.RUNNING)
