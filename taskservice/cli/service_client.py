@@ -19,10 +19,10 @@ from taskservice.client.spool import rfc3339
 from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
-# If the service is unavailable, a command that a program starts retries for this many seconds.
+# If the service is unavailable, commands started by programs retry for this many seconds.
 PROGRAM_SECONDS = 5.0
-# A command that a person types prints a message after NOTICE_SECONDS without a response, and fails
-# after PERSON_SECONDS.
+# Commands typed by people print a message after NOTICE_SECONDS without a response, and fail after
+# PERSON_SECONDS.
 NOTICE_SECONDS = 1.5
 PERSON_SECONDS = 10.0
 # The exit status for an invalid setting or an ambiguous ID; click also uses it for invalid

@@ -117,7 +117,7 @@ class HealthOfAgentSchema(fields.ResponseSchema):
     )
     medianSeconds = fields.number("Median duration in seconds, not counting cancelled tasks.", 12.5)
     dueAt = fields.time(
-        "When the next task is expected to start; while the agent is late, when the missing task "
+        "When the next task is expected to start or, if the agent is late, when the missing task "
         "was expected.",
         None,
     )

@@ -160,8 +160,8 @@ def _change(
     return changed, deliveries.enqueue_webhook(connection, changed, now)
 
 
-# The number of tasks that are changed between two pauses. Another process can write during a pause:
-# a process that waits for the lock tries to get it once per millisecond.
+# The number of tasks that are changed between two pauses. Another process can write during a pause,
+# since a process that waits for the lock tries to get it once per millisecond.
 BATCH = 10
 PAUSE_SECONDS = 0.01
 
