@@ -104,7 +104,7 @@ class Forwarder:
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update(_HEADERS)
         response = client.connection.call("GET", "/user", USER)
-        # Use the service's clock, since this machine's clock can differ. A proxy can have removed
+        # Use the service's clock, since this machine's clock can differ. A proxy may have removed
         # or damaged the `Date` header.
         self._since = terms.http_date(response.headers.get("Date", "")) or datetime.now(UTC)
         self._seen: dict[str, datetime] = {}

@@ -14,7 +14,7 @@ from taskservice.terms import KEY_VARIABLE, PROFILE_VARIABLE
 
 
 def _profile_option(action: str) -> Callable[[Any], Any]:
-    default = f"{PROFILE_VARIABLE}, else {http.DEFAULT_PROFILE}"
+    default = f"{PROFILE_VARIABLE}, else the profile {http.DEFAULT_PROFILE}"
     text = f"Profile to {action} (default: {default})."
     return options.text_option("--profile", metavar="NAME", help=text)
 

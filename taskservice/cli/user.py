@@ -32,7 +32,7 @@ def delete(name: str, yes: bool) -> None:
     """Permanently delete a user with all tasks, agents, keys and secrets.
 
     You need not stop the service. The tasks are deleted first, so that their programs stop. No
-    webhooks are sent. The command can be interrupted and repeated.
+    webhooks are sent. If the command is interrupted, run it again.
     """
     with service_app():
         if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:

@@ -237,7 +237,7 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
 
 def end_interrupted(task: "Task") -> None:
     """End a task whose program was interrupted, if the service is available."""
-    # An agent key can't cancel a task, so it reports a failure instead.
+    # Only a user key can cancel a task. With an agent key, report a failure instead.
     try:
         task.cancel()
     except TaskServiceError:

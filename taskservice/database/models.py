@@ -268,7 +268,7 @@ class Task(Model):
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
     # When the task will time out, unless its agent sends something earlier.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
-    # Since when the task hangs, and the reason.
+    # When the task began to hang, and the reason.
     hanging_since: Mapped[str | None] = mapped_column(Timestamp)
     hanging_reason: Mapped[str | None]
     # When maintenance next checks whether the claimed task hangs. For a task that hangs, the value

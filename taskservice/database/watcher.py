@@ -133,8 +133,8 @@ class WaitSlots:
     slots. A stream can also take a slot from a wait of the same user, since a client simply repeats
     a wait that ends early. The oldest wait loses its slot, or the oldest stream if there is no
     wait; `wake` then notifies the thread that has lost the slot. Viewers of links hold at most a
-    quarter of the slots, but at least one slot. These slots are shared by the same rules, among
-    users and then among the links of a user. Viewers of links take no slots from requests with
+    quarter of the slots, but at least one slot. The same rules divide these slots, first among
+    users and then among the links of each user. Viewers of links take no slots from requests with
     keys.
     """
 

@@ -93,7 +93,7 @@ def read_call(data: bytes) -> Call:
     others = {name: params[name] for name in params if name not in ("arguments", "inputResponses")}
     # All members except arguments and answers remain in memory while the call waits.
     if len(strict_json.dumps(value | {"params": others})) > MAX_KEPT:
-        detail = "Without arguments and inputResponses, a request has at most 64 KiB"
+        detail = "A request can have at most 64 KiB, not counting arguments and inputResponses"
         raise RpcError(INVALID_REQUEST, detail)
     return Call(value["method"], params, value.get("id"), "id" not in value)
 

@@ -7,8 +7,8 @@ from taskservice.webhooks.retry_schedule import MAX_RETRY_AFTER, SCHEDULE
 
 _HEADERS = {
     "webhook-id": value(
-        "The delivery's ID, which is the same in every attempt: by this ID, a receiver recognizes "
-        "a webhook that it has already received.",
+        "The delivery's ID, which is the same in every attempt, so that a receiver can detect "
+        "duplicates.",
         examples.DELIVERY,
         format="uuid",
     ),
@@ -48,7 +48,7 @@ def webhooks(example: Object) -> Object:
     )
     hours = MAX_RETRY_AFTER / 3600
     retry_after = {
-        "description": f"Seconds until the next attempt, or its date; at most {hours:g} h ahead.",
+        "description": f"When to try again: seconds or an HTTP date, at most {hours:g} h ahead.",
         "schema": {"type": "string", "examples": ["120"]},
     }
     operation = {

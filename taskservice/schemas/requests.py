@@ -197,8 +197,8 @@ class AppendSchema(fields.RequestSchema):
     # In the OpenAPI document, this field has no type, since Java code generators create a broken
     # class for `anyOf` with an array.
     at = fields.times(
-        "When the agent printed the lines, in RFC 3339: one time for all lines, or an ascending "
-        "array with one time for each string. The default is the current time.",
+        "When the agent printed the lines, in RFC 3339: a single time for all lines, or an array "
+        "of times in ascending order, one for each line. The default is the current time.",
         examples.TIME,
     )
 

@@ -100,8 +100,8 @@ class TaskSchema(fields.RowSchema):
         f"The name of the key that ended the task; `{terms.SERVICE}` for a timeout.", None
     )
     hangingSince = fields.time(
-        "Since when the task hangs: it has run for too long, or it sends nothing and has run much "
-        "longer than usual. Null if the task does not hang.",
+        "When the task began to hang: it has run for too long, or it sends nothing and has run "
+        "much longer than usual. Null if the task does not hang.",
         None,
     )
     progress = fields.StoredNumber("The progress, from 0 to 1.", 0.5, minimum=0, maximum=1)

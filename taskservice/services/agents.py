@@ -112,7 +112,7 @@ def delete(caller: Caller, agent_id: str) -> Any:
     return agent
 
 
-AGENTS_PER_READ = 50  # a row of `agents` can have up to 20 KB
+AGENTS_PER_READ = 50  # a row of `agents` takes up to 20 KB
 MAX_CHOICES = 1_000  # the maximum number of agents in the list of a form
 RECENT = 30  # an agent's health is computed from this many recently finished tasks
 MIN_USUAL = 3  # an agent needs this many complete tasks to have a usual duration

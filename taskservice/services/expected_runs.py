@@ -60,7 +60,7 @@ def columns(expect: Mapping[str, Any] | None, since: str) -> dict[str, str | Non
 
 
 def due_times(expect: Mapping[str, Any], since: str, count: int) -> list[str]:
-    """The times of the next `count` runs after `since`. Raises 422 for a schedule without runs."""
+    """The times of the next `count` runs after `since`. Raises 422 if there are none."""
     if "every" in expect:
         return [clock.moved(since, expect["every"] * number) for number in range(1, count + 1)]
     # Imported here, since few agents need these modules.
