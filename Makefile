@@ -29,7 +29,8 @@ help: ## List the targets
 
 install: $(VENV)/installed ## Create .venv with taskservice and its dependencies
 
-$(VENV)/installed: requirements.txt setup.cfg pyproject.toml
+# An editable installation contains the help pages too, so that a new document needs a new one.
+$(VENV)/installed: requirements.txt setup.cfg pyproject.toml CHANGELOG.md SECURITY.md $(shell find docs examples -type f)
 	@echo "Installing taskservice and its packages into $(VENV): about half a minute..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
@@ -58,10 +59,6 @@ $(VENV)/installed-test: $(VENV)/uv
 	$(UV_INSTALL) --constraint tests/requirements.txt --editable '.[test,lint]'
 	@touch $@
 
-$(VENV)/installed-docs: $(VENV)/uv
-	$(UV_INSTALL) --constraint tests/requirements.txt --editable '.[docs]'
-	@touch $@
-
 test: $(VENV)/installed-test ## Install the tests' dependencies, and test the core of the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
@@ -71,7 +68,7 @@ test-lists: $(VENV)/installed-test ## Test lists: filters, cursors, labels, sear
 test-dashboard: $(VENV)/installed-test ## Test the pages of the dashboard over HTTP
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/dashboard
 
-test-browser: $(VENV)/installed-test $(VENV)/installed-docs ## Test the dashboard, and the search of the documents, in a real browser
+test-browser: $(VENV)/installed-test ## Test the dashboard, and the search of the help, in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
 
 test-callbacks: $(VENV)/installed-test ## Test webhooks, also while the service is killed at critical points
@@ -106,7 +103,7 @@ test-api: $(VENV)/installed-test ## Strict and generated requests, types, client
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/big
 
-test-all: $(VENV)/installed-test $(VENV)/installed-docs ## All but the core in one run, which takes less than one target after the other
+test-all: $(VENV)/installed-test ## All but the core in one run, which takes less than one target after the other
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=12 $(PYTEST) $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 lint: lint-python lint-js ## Check style and types; of JavaScript too, where npm is installed
@@ -143,13 +140,12 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, idle clients, long logs 
 bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 12 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)
 
-docs: $(VENV)/installed-docs ## Build the documents as a site in build/docs; warnings are errors
-	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
-	@! grep -rE 'https?://[^" ]+\.(m?js|css)\b' build/docs --include='*.html' # loads nothing from other sites
-	@echo "Open build/docs/index.html"
+docs: install ## Build the help pages, which the service shows at /help/
+	@echo "Open taskservice/help/index.html"
 
-docs-links: $(VENV)/installed-docs ## Check the links of the documents that lead to other sites
-	$(BIN)/python -m sphinx -q -c docs -b linkcheck . build/docs-links
+docs-links: ## Print the links of the documents to pages of other sites that do not exist
+	@grep -rhoE '\]\(https://[^)#]+' *.md docs examples | cut -c 3- | grep -v 'example\.org' | sort -u | \
+		xargs -P 8 -I URL sh -c 'curl -sfL --max-time 30 -o /dev/null URL || echo URL'
 
 reference: $(VENV)/installed-test ## Write the commands and settings into docs/reference
 	$(BIN)/python -m tests.reference_pages
@@ -161,11 +157,11 @@ $(VENV)/installed-release: $(VENV)/uv
 	$(UV_INSTALL) --editable '.[release]'
 	@touch $@
 
-dist: $(VENV)/installed-release docs ## Build a release in dist/, and try it on each installed Python
+dist: $(VENV)/installed-release ## Build a release in dist/, and try it on each installed Python
 	.ci/dist
 
-image: docs ## Build the container image, with podman or docker
+image: ## Build the container image, with podman or docker
 	.ci/image
 
 clean: ## Remove .venv and the caches of the tools; the data stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build taskservice/help *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,27 +5,10 @@ import re
 import shlex
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
-
-# The address of the built documentation, with a slash at the end, or empty; see CONTRIBUTING.md.
-DOCUMENTATION_URL = ""
-
-
-def documentation(page: str, url: str = DOCUMENTATION_URL) -> str:
-    """The URL of a page such as `docs/tutorial.md#let-it-fail`; its path if `url` is empty."""
-    return url + page.replace(".md", ".html") if url else page
-
-
-def see_documentation(page: str) -> str:
-    """The end of a message that refers to a documentation page; empty if the page is missing."""
-    clone = Path(__file__).parent.parent
-    is_readable = DOCUMENTATION_URL or (clone / page.partition("#")[0]).is_file()
-    return f"; see {documentation(page)}" if is_readable else ""
-
 
 # A task's status.
 Status = Literal["running", "complete", "error"]

@@ -1,4 +1,4 @@
-"""Writes the parts of documents that the code determines: commands, settings, who can do what."""
+"""Writes the parts of documents that the code determines: commands, settings, the Python client."""
 
 import re
 import sys
@@ -17,6 +17,7 @@ from taskservice.cli.commands import CLIENT_COMMANDS, SERVER_COMMANDS
 from taskservice.openapi.document import openapi_path
 from taskservice.terms import API_PREFIX
 from taskservice.web.request import Operation
+from tests.support.client_reference import CLIENT_PAGES, client_reference
 
 ROOT = Path(__file__).parent.parent
 # Page -> the commands that it describes.
@@ -27,7 +28,7 @@ COMMANDS = {
 }
 SETTINGS = "docs/reference/configuration.md"
 ACCESS = "docs/background/security-model.md"
-PAGES = (*COMMANDS, SETTINGS, ACCESS)
+PAGES = (*COMMANDS, SETTINGS, ACCESS, *CLIENT_PAGES)
 START, END = "<!-- generated -->", "<!-- end of what is generated -->"
 _WIDTH = 118
 # The values of these settings are described on their page, not by their check.
@@ -51,6 +52,8 @@ def _generated(page: str) -> str:
         return _settings()
     if page == ACCESS:
         return _access()
+    if page in CLIENT_PAGES:
+        return client_reference(page, _WIDTH)
     return _commands(COMMANDS[page])
 
 

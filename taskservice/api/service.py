@@ -69,30 +69,26 @@ docs = Blueprint(
 )
 docs.before_request(ignore_dates)
 
-# The HTML documentation, which wheels and container images contain.
+# The help pages, which docs/site/build.py writes when the package is built.
 help_pages = Blueprint("help", __name__, static_folder="../help", static_url_path="/help")
 help_pages.before_request(ignore_dates)
 
 HTML = "text/html"
 
-# The API page loads only style sheets, scripts and images of this service.
+# The pages load only style sheets, scripts and images of this service.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-# The HTML that Sphinx generates contains inline scripts and styles.
-HELP_POLICY = (
-    "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'"
-)
+# The help pages have a search form.
+HELP_POLICY = POLICY.replace("form-action 'none'", "form-action 'self'")
 
 
 @help_pages.get("/help")
 @help_pages.get("/help/")
 def show_help() -> Response:
-    """Redirect to the first page of the documentation, so that its relative links work."""
+    """Redirect to the first help page, so that its relative links work."""
     return Response(status=303, headers={"Location": url_for("help.static", filename="index.html")})
 
 

@@ -44,7 +44,6 @@ for blueprint in (
 # The functions that all templates can call.
 FUNCTIONS: dict[str, Any] = {
     **dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction)),
-    "documentation": pages.documentation,
     "error_reason": reasons.error_reason,
     "form_token": sessions.form_token,
     "log_reason": reasons.log_reason,

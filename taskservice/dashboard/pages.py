@@ -1,6 +1,5 @@
 """Access control, security headers, templates, errors and links back to a list, for all pages."""
 
-import os
 from collections import defaultdict
 from contextlib import suppress
 from typing import Any, cast
@@ -10,7 +9,7 @@ from flask import Blueprint, Response, current_app, flash, g, render_template, r
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 
-from taskservice import errors, terms
+from taskservice import errors
 from taskservice.auth import caller
 from taskservice.dashboard.sessions import check_form, resume_session
 from taskservice.errors import Problem
@@ -200,13 +199,6 @@ def redirect_to_page(path: str, endpoint: str, **values: Any) -> Response:
     if not endpoint_of(path):
         return redirect_to(endpoint, **values)
     return see_other(f"{request.script_root}{path}")
-
-
-def documentation(page: str) -> str:
-    """The URL of a page of the documentation, or its path if the documentation is not available."""
-    has_pages = os.path.isdir(current_app.blueprints["help"].static_folder or "")
-    url = flask.url_for("help.static", filename="") if has_pages else ""
-    return terms.documentation(page, terms.DOCUMENTATION_URL or url)
 
 
 def way_back() -> str:

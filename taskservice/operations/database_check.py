@@ -18,7 +18,6 @@ from taskservice.database.engine import command_engine, sqlite3
 from taskservice.database.migrations import DatabaseError, reason
 from taskservice.installation import install_command
 from taskservice.operations.health import MIN_FREE_BYTES, oldest_due_seconds
-from taskservice.terms import see_documentation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 
@@ -74,7 +73,6 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
     return WARNING, (
         f"{shown} has a rare bug that taskservice avoids: do not let other programs write to the "
         f"file; {install_command('sqlite')} installs a newer version"
-        + see_documentation("docs/operate/postgresql.md#sqlite-files-and-versions")
     )
 
 

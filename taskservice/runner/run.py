@@ -71,7 +71,6 @@ SILENCE_SECONDS = 30.0
 MIN_SILENCE_SECONDS = 5.0
 # How long after the program's end we may still receive the signal that ended the program.
 LATE_SIGNAL_SECONDS = 1.0
-_OUTAGE_PAGE = "docs/guides/run-programs.md#when-the-service-is-unreachable"
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
 
@@ -139,7 +138,6 @@ class Run:
             raise failure
         if isinstance(failure, (*RETRYABLE, NotTheService)):
             text = "the task will be started when the service is reachable"
-            text += terms.see_documentation(_OUTAGE_PAGE)
         else:
             self._start_refusal = str(failure)
             text = "its log lines are queued until the service accepts the key and settings"

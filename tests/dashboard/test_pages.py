@@ -19,7 +19,6 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from taskservice import terms
 from taskservice.dashboard import page_cache, sessions
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock as timestamps
@@ -825,43 +824,32 @@ def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
     assert guest.get("/?callback=failed").status_code == 403
 
 
-def documents(window: Browser, path: str) -> list[str]:
-    """The pages of the documents that a page names."""
-    return re.findall("<code>(docs/[^<]+)</code>", window.get(path).text)
+def help_links(window: Browser, path: str) -> list[str]:
+    """The help pages that a page links to."""
+    return re.findall('href="/help/([^"]+)"', window.get(path).text)
 
 
 @one_database
-def test_pages_name_the_document_that_a_reader_needs_there(
+def test_pages_link_to_the_help_that_a_reader_needs_there(
     app: Flask, window: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
-    assert documents(Browser(app), "/sign-in") == ["docs/guides/troubleshooting.md#i-lost-the-key"]
-    assert documents(window, "/") == ["docs/tutorial.md#run-a-program-as-a-task"]
+    assert help_links(Browser(app), "/sign-in") == ["guides/troubleshooting.html#i-lost-the-key"]
+    assert help_links(window, "/") == ["tutorial.html#run-a-program-as-a-task"]
     waiting = f"/tasks/{alice.start()['id']}"
-    assert documents(window, waiting) == ["docs/guides/workers.md#run-a-worker"]
-    assert documents(window, "/") == []
-    redeliver = "docs/guides/webhooks.md#inspect-and-redeliver-webhooks"
+    assert help_links(window, waiting) == ["guides/workers.html#run-a-worker"]
+    assert help_links(window, "/") == []
+    redeliver = "guides/webhooks.html#inspect-and-redeliver-webhooks"
     receiver.answer = answer(410)
     for allowed, named in (
         ("loopback", [redeliver]),
-        ("external", ["docs/guides/webhooks.md#allowed-destinations", redeliver]),
+        ("external", ["guides/webhooks.html#allowed-destinations", redeliver]),
     ):
         app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
         task = alice.start(claim=True, callback=receiver.url)
-        assert documents(window, f"/tasks/{task['id']}") == []
+        assert help_links(window, f"/tasks/{task['id']}") == []
         app.config["CALLBACK_ALLOWED"] = Destinations.parse(allowed)
         alice.report(task, status="complete")
-        assert documents(window, f"/tasks/{task['id']}") == named
-
-
-@one_database
-def test_document_is_a_link_when_the_documents_have_an_address(
-    app: Flask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(terms, "DOCUMENTATION_URL", "https://docs.example.org/")
-    page = Browser(app).get("/sign-in").text
-    address = "https://docs.example.org/docs/guides/troubleshooting.html#i-lost-the-key"
-    assert f'<a href="{address}">I lost the key</a>' in page
-    assert "docs/guides/troubleshooting.md" not in page
+        assert help_links(window, f"/tasks/{task['id']}") == named
 
 
 def test_agents_are_sorted_by_their_last_tasks(window: Browser, alice: ApiClient) -> None:

@@ -132,7 +132,6 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     assert refused.stderr.endswith(f": pip install '{file}[server]'\n")
     away = {"TASKSERVICE_URL": "http://127.0.0.1:1", "TASKSERVICE_APIKEY": "x"}
     away["XDG_STATE_HOME"] = str(tmp_path / "away")
-    # There is no page of the documents to name.
     assert (
         "when the service is reachable\n"
         in run("taskservice", "run", "--agent", "a", "--", "true", **away).stderr
@@ -266,9 +265,7 @@ def test_requirements_of_the_tests_fit_the_server_s() -> None:
     assert {name: str(pins[name].specifier) for name in of_server} == {
         name: str(pin.specifier) for name, pin in of_server.items()
     }
-    for name, needed in (
-        dependencies("test") | dependencies("lint") | dependencies("docs")
-    ).items():
+    for name, needed in (dependencies("test") | dependencies("lint")).items():
         (pinned,) = pins[name].specifier
         assert pinned.operator == "=="
         assert pinned.version in needed.specifier

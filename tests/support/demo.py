@@ -1,7 +1,7 @@
 """`taskservice demo`, as a user starts it, and its data in an app of a test."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,12 @@ def demo_environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_demo(folder: Path, **settings: str) -> Iterator[Demo]:
+def running_demo(folder: Path, command: Sequence[str] = COMMAND, **settings: str) -> Iterator[Demo]:
     """A demo that can be used."""
     variables = demo_environment(folder, **settings)
-    command = [*DEMO, "--port", str(free_port())]
+    arguments = [*command, "demo", "--no-browser", "--port", str(free_port())]
     with subprocess.Popen(
-        command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        arguments, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout
         try:

@@ -18,7 +18,7 @@ from tests.support.requirements import needs
 
 SOURCES = (
     "setup.cfg", "pyproject.toml", "requirements.txt", "Makefile", "LICENSE",
-    "deploy/package-index.md",
+    "deploy/package-index.md", "CHANGELOG.md", "SECURITY.md",
 )  # fmt: skip
 _SETUP = ConfigParser()
 _SETUP.read(ROOT / "setup.cfg")
@@ -94,8 +94,9 @@ def installed(python: Path | str) -> set[str]:
 
 def copy_sources(folder: Path) -> Path:
     """The sources of the package, as in an archive of the repository: without git."""
-    unwanted = shutil.ignore_patterns("__pycache__", "_version.py")
-    shutil.copytree(ROOT / "taskservice", folder / "taskservice", ignore=unwanted)
+    unwanted = shutil.ignore_patterns("__pycache__", "_version.py", "help")
+    for name in ("taskservice", "docs", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
     (folder / "deploy").mkdir()
     for name in SOURCES:
         shutil.copy(ROOT / name, folder / name)
