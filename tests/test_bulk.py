@@ -106,7 +106,10 @@ def test_invalid_requests_change_nothing(alice: ApiClient) -> None:
         problem(alice.post("/task/bulk", json=body), 422)
     body = {"action": "delete", "taskIds": ids}
     problem(alice.agent_key().post("/task/bulk", json=body), 403)
-    problem(alice.get("/task/bulk"), 404)
+    for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE"):
+        refused = alice.request(method, "/task/bulk", json={"name": "bulk"})
+        assert refused.status_code == 405
+        assert set(refused.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
     assert alice.task(task) == task
 
 

@@ -5,6 +5,7 @@ from flask import Blueprint, Flask
 from taskservice.api import access, agents, hooks, logs, questions, service, shared, tasks, users
 from taskservice.auth import ERRORS_OF_DELETED_USER
 from taskservice.terms import API_PREFIX
+from taskservice.web.request import TaskIdConverter
 
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
 for blueprint in (
@@ -27,5 +28,6 @@ for kind in ERRORS_OF_DELETED_USER:
 
 
 def init_app(app: Flask) -> None:
+    app.url_map.converters["task"] = TaskIdConverter
     for blueprint in (api, shared.blueprint, service.operators, service.docs, service.help_pages):
         app.register_blueprint(blueprint)

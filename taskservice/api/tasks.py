@@ -75,7 +75,7 @@ def start(caller: Caller, query: dict[str, Any], body: dict[str, Any], sent: Any
     return responses.task(task, responses.shape(caller, query), 201, headers)
 
 
-@blueprint.get("/task/<task_id>")
+@blueprint.get("/task/<task:task_id>")
 @operation("getTask", expanded_task_schema, query=task_query, headers=["If-None-Match", "Prefer"])
 def get(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
@@ -100,7 +100,7 @@ def _has_ended(task: TaskRow) -> bool:
     return bool(task.status != terms.RUNNING)
 
 
-@blueprint.patch("/task/<task_id>")
+@blueprint.patch("/task/<task:task_id>")
 @operation(
     "reportTask",
     expanded_task_schema,
@@ -202,7 +202,7 @@ def change_many(caller: Caller, body: dict[str, Any]) -> Response:
     return responses.json(result)
 
 
-@blueprint.delete("/task/<task_id>")
+@blueprint.delete("/task/<task:task_id>")
 @operation("deleteTask", expanded_task_schema, user_key=True, query=task_query)
 def delete(caller: Caller, task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task permanently.

@@ -160,6 +160,7 @@ class RequestCounts:
         offset = self._start + _HEAD + number * _RECORD
         if number < RECORDS:
             route, method, status = labels
+            route = route.replace("<task:", "<")  # the name of the ID's converter
             pack_into(_TEXT, self._bytes, offset * _WORD, f"{status} {method} {route}".encode())
             # This is the last step, so that a process that dies leaves no incomplete record.
             self._words[self._start] = number + 1

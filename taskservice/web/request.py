@@ -15,6 +15,7 @@ from flask.sessions import NullSession, SecureCookieSession, SecureCookieSession
 from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import BaseConverter
 
 from taskservice.auth import Caller, authenticate_link, caller, current_caller
 from taskservice.database.transactions import end_shared_reading
@@ -273,6 +274,13 @@ def canonical(path: Mapping[str, str]) -> dict[str, str]:
         else require_id(name.removesuffix("_id"), text)
         for name, text in path.items()
     }
+
+
+class TaskIdConverter(BaseConverter):
+    """The ID of a task in a path: any text except `bulk`, whose path has only the method POST."""
+
+    regex = r"(?!bulk\Z)[^/]+"
+    part_isolating = True
 
 
 def require_link() -> None:

@@ -267,7 +267,7 @@ def test_flask_command_finds_the_factory_and_its_settings(tmp_path: Path) -> Non
     environment = {**os.environ, "TASKSERVICE_DATA": str(tmp_path / "data")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "/api/v1/task/<task_id>" in done.stdout
+    assert "/api/v1/task/<task:task_id>" in done.stdout
     assert (tmp_path / "data" / "taskservice.db").exists()
 
 

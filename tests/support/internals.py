@@ -42,7 +42,7 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith(PREFIX):
             for method in sorted(rule.methods or ()):
-                yield method, rule.rule.removeprefix(PREFIX)
+                yield method, rule.rule.removeprefix(PREFIX).replace("<task:", "<")
 
 
 def is_page(rule: Rule) -> bool:
