@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, post_load, validates_schema
+from marshmallow import Schema, ValidationError, post_load, pre_load, validates_schema
 from marshmallow.fields import Dict, Nested, Raw
 from marshmallow.validate import Equal, Length, Range
 
@@ -61,7 +61,9 @@ class StartSchema(fields.RequestSchema):
 
 
 class RerunSchema(fields.RequestSchema):
-    """Changes for the new task of a rerun."""
+    """Changes for the new task of a rerun, or null."""
+
+    rule: ClassVar = {"type": ["object", "null"]}
 
     input = fields.json_object(
         "The input of the new task, at most 1 MiB; by default the input of the original task.",
@@ -70,6 +72,10 @@ class RerunSchema(fields.RequestSchema):
     labels = fields.labels(
         "The labels of the new task; by default the labels of the original task."
     )
+
+    @pre_load
+    def accept_null(self, data: Any, **kwargs: Any) -> Any:
+        return {} if data is None else data
 
 
 class BulkSchema(fields.RequestSchema):

@@ -578,13 +578,29 @@ def test_request_without_a_body_may_take_several_forms(
             task = alice.start()
             assert expect(alice.post("/agent/summarizer/claim", **options), 200)["id"] == task["id"]
             if options.get("content_type", JSON) == JSON and options.get("data") != b"{ }":
-                expect(alice.put("/agent/summarizer", **options), 200)
-                expect(alice.patch(f"/task/{task['id']}", **options), 200)
+                if options.get("data") != b"null":
+                    expect(alice.put("/agent/summarizer", **options), 200)
+                    expect(alice.patch(f"/task/{task['id']}", **options), 200)
                 again = alice.post(f"/task/{task['id']}/rerun", **options)
                 expect(alice.delete(f"/task/{expect(again, 201)['id']}"), 200)
             expect(alice.post("/callback-secret", **options), 201)
             expect(alice.post(f"/task/{task['id']}/cancel", **options), 200)
             expect(alice.delete(f"/task/{task['id']}", **options), 200)
+
+
+@one_database
+def test_null_is_refused_where_an_object_is_wanted(alice: ApiClient, app: Flask) -> None:
+    task = alice.start(claim=True)
+    link = f"/task/{task['id']}/link"
+    hook = expect(alice.post("/hook", json={"target": "https://example.org/hook"}), 201)
+    before = rows(app)
+    for method, path in (
+        ("PUT", "/agent/summarizer"), ("PATCH", f"/task/{task['id']}"), ("POST", link),
+        ("PATCH", f"/hook/{hook['id']}"), ("POST", "/sign-in-link"), ("POST", "/hook"),
+        ("POST", "/task/bulk"), ("PUT", f"/task/{task['id']}/logs"),
+    ):  # fmt: skip
+        problem(alice.request(method, path, data=b"null", content_type=JSON), 422)
+    assert rows(app) == before
 
 
 @one_database
