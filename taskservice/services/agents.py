@@ -198,6 +198,11 @@ def is_tool(now: str) -> ColumnElement[bool]:
     return or_(Agent.tool.is_(True), and_(Agent.tool.is_(None), is_served))
 
 
+def has_worker(agent: AgentRow) -> bool:
+    """Whether a worker of the agent was seen in the time for which an agent remains a tool."""
+    return (agent.worker_seen_at or "") >= clock.moved(clock.now(), -TOOL_SECONDS)
+
+
 def tool_since(now: str) -> ColumnElement[Any]:
     """The new value of `Agent.tool_since` for an agent that is a tool from now on."""
     return case((is_tool(now), Agent.tool_since), else_=literal(now, Agent.tool_since.type))

@@ -20,7 +20,7 @@ from taskservice.errors import invalid_key, not_found, overloaded
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import SHARED_FIELDS, TASK_COLUMNS, TASK_FIELDS
-from taskservice.services import logs, task_json, tasks
+from taskservice.services import agents, logs, task_json, tasks, users
 from taskservice.services.logs import LogDropped, TimedLine
 from taskservice.services.task_json import Shape
 from taskservice.terms import RUNNING
@@ -155,7 +155,19 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         worker_claims[caller.user_id, agent_id] = clock.now()
         return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
+    # A claim in memory was stored, or will be stored by the next round of maintenance.
+    if (caller.user_id, agent_id) not in worker_claims:
+        _make_tool(agent_id)
     return until(claim_if_any, lambda claim: claim[0] is not None)
+
+
+def _make_tool(agent_id: str) -> None:
+    """Make the agent an MCP tool if this claim is the first of its workers in a long time: a person
+    who has started a worker may look for the tool before the next round of maintenance.
+    """
+    if not agents.has_worker(agents.get(caller, agent_id)):
+        worker_claims[caller.user_id, agent_id] = clock.now()
+        users.record_last_uses()
 
 
 def is_client_connected() -> bool:

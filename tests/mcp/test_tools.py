@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from taskservice import auth
 from taskservice.background.maintenance import Maintenance
 from taskservice.services import lists, search
 from taskservice.terms import MAX_LABELS
@@ -165,6 +166,21 @@ def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
     assert list(tools) == FIXED
     assert tools["start_task"]["description"].endswith(f"no separate tool: {', '.join(agents)}.")
     assert mcp.modern("tools/call", {"name": name}).refused == (200, -32602)
+
+
+def test_agent_is_a_tool_from_the_first_claim_of_a_worker_on(
+    alice: ApiClient, mcp: McpClient, clocks: Clocks
+) -> None:
+    alice.register("backup")
+    assert list(mcp.tools()) == FIXED
+    expect(alice.post("/agent/backup/claim"), 204)
+    # No round of maintenance was between, and another process reads it in the database.
+    auth.worker_claims.clear()
+    assert list(mcp.tools()) == ["backup", *FIXED]
+    clocks.go_on(31 * 86_400)
+    assert list(mcp.tools()) == FIXED
+    expect(alice.post("/agent/backup/claim"), 204)
+    assert list(mcp.tools()) == ["backup", *FIXED]
 
 
 def test_agent_is_a_tool_while_a_worker_was_seen_in_the_last_30_days(
