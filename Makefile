@@ -36,7 +36,10 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml CHANGELOG.md SECURI
 	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
 	@touch $@
 
+# The port is checked before anything is created or printed.
 run: install ## Install, create a first user, and serve on 127.0.0.1:8000 or TASKSERVICE_BIND
+	@TASKSERVICE_BIND=$(BIND) $(BIN)/python -c 'from taskservice.cli import serve; \
+		serve.require_free_address(serve.load_config().BIND, "TASKSERVICE_BIND")'
 	@export TASKSERVICE_BIND=$(BIND) \
 		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback}; \
 	users=$$($(BIN)/taskservice user list --json 2>/dev/null); \

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 import click
 from flask import current_app
@@ -95,6 +97,22 @@ def add_first_user(config: Config) -> None:
     dispose(app)
 
 
+def require_free_address(bind: str, setting: str) -> None:
+    """Exit with one line that names the setting, if the service can't listen on this address."""
+    if bind.startswith("unix:") or "LISTEN_FDS" in os.environ:
+        # gunicorn checks a Unix socket, and inherits the sockets of systemd.
+        return
+    parts = urlsplit(f"//{bind}")
+    host, port = parts.hostname or "", parts.port or 0
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, port))
+    except OSError as error:
+        code = 2 if isinstance(error, socket.gaierror) else 1
+        exit_with_error(f"can't listen on {bind}: {error.strerror}; change it with {setting}", code)
+
+
 SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
 
 
@@ -107,6 +125,7 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
 def command() -> None:
     """Run the service: the API, the dashboard and the background work."""
     config = load_config(may_create=True)
+    require_free_address(config.BIND, "TASKSERVICE_BIND")
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
         if config.FIRST_USER:

@@ -123,7 +123,7 @@ def listen(arbiter: Arbiter) -> None:
             reason = getattr(error, "strerror", None) or error
             code = 2 if isinstance(error, socket.gaierror) else 1
             shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-            exit_with_error(f"can't listen on {shown}: {reason}", code)
+            exit_with_error(f"can't listen on {shown}: {reason}; change TASKSERVICE_BIND", code)
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
