@@ -16,7 +16,12 @@ from flask import Flask
 
 from taskservice.app import create_app
 from taskservice.cli import options
-from taskservice.cli.serve import one_line_errors, page_url, prepare_files
+from taskservice.cli.serve import (
+    one_line_errors,
+    page_url,
+    prepare_files,
+    require_free_address,
+)
 from taskservice.client import Client
 from taskservice.config import PREFIX, Config
 from taskservice.database.engine import dispose
@@ -51,12 +56,22 @@ def command(port: int, no_browser: bool) -> None:
     directory, which is removed when the command ends. Settings in the environment are ignored.
     """
     prepare_files()
+    bind = f"127.0.0.1:{port}"
+    require_free_address(bind, "--port (`make demo`: TASKSERVICE_BIND)")
     signals: list[int] = []
-    # The handler must be short, since `make` sends a second signal, which could interrupt it.
-    _handle_signals(lambda number, _frame: signals.append(number))
+    is_ready = False
+
+    def note_signal(number: int, _frame: Any) -> None:
+        signals.append(number)
+        # `make` sends a second signal, which must not interrupt the removal of the directory.
+        if len(signals) == 1 and not is_ready:
+            sys.exit(128 + number)
+
+    _handle_signals(note_signal)
     with tempfile.TemporaryDirectory(prefix="taskservice-demo-") as path, one_line_errors():
-        app = create_app(Config(DATA=Path(path), BIND=f"127.0.0.1:{port}").completed())
+        app = create_app(Config(DATA=Path(path), BIND=bind).completed())
         key, link = _fill(app)
+        is_ready = True
         if signals:
             sys.exit(128 + signals[0])
         sys.exit(_serve(app, key, link, signals, opens_browser=not no_browser))
@@ -94,6 +109,7 @@ def _serve(app: Flask, key: str, link: str, signals: list[int], *, opens_browser
             agents.start()
             print_line(f"Open {link}")
             print_line(f"API key of this demo: {key}")
+            print_line("Ctrl+C ends the demo and removes its data.")
             if opens_browser:
                 webbrowser.open(link)
         while service.poll() is None and not signals:

@@ -57,6 +57,7 @@ ValueError: invoice 2026-0815 has no VAT ID"""
 QUESTION = """\
 Two sources disagree about the price of the small plan. The website says €12 a month, but the \
 price list says €14. Which one is right?"""
+DEPLOY = "Deploy {} to production? 12 changes, all tests pass."
 SUMMARY = """\
 ## Summary
 
@@ -145,9 +146,22 @@ class History:
             self._add_release(day + timedelta(hours=14, minutes=20))
 
     def _add_today(self) -> None:
-        """Add a backup that hangs, an open question, and a task with a very long log."""
+        """Add a backup that hangs, two open questions, and a task with a very long log."""
         self._add_backup(self._last(2), hangs=True)
-        self._add_question(self._now - timedelta(minutes=18))
+        self._add(
+            RESEARCH, self._now - timedelta(minutes=22), 240, "Prices of our competitors",
+            ["Reading 14 sources", "Comparing prices", "2 sources disagree"], {}, status="running",
+            labels={"customer": "acme"}, progress=9 / 14, note="9 of 14 sources",
+        )  # fmt: skip
+        price = {"type": "string", "enum": ["€12", "€14", "neither"]}
+        self._ask(self._now - timedelta(minutes=18), QUESTION, "price", price)
+        self._add(
+            RELEASE, self._now - timedelta(minutes=9), 240, "Release 4.70.0",
+            ["building 4.70.0", "1,204 tests passed", "waiting for an answer"], {},
+            status="running", labels={"env": "production", "version": "4.70.0"},
+        )  # fmt: skip
+        deploy = {"type": "string", "enum": ["yes", "no"]}
+        self._ask(self._now - timedelta(minutes=5), DEPLOY.format("4.70.0"), "answer", deploy)
         pages = [
             f"GET /standards/{number:06}.html 200 {self._random.randrange(2_000, 90_000)} bytes"
             for number in range(1, self._long_log + 1)
@@ -159,19 +173,14 @@ class History:
             note=f"{count} of {count} pages",
         )  # fmt: skip
 
-    def _add_question(self, asked: datetime) -> None:
-        log = ["Reading 14 sources", "Comparing prices", "2 sources disagree"]
-        task_id = self._add(
-            RESEARCH, asked - timedelta(minutes=4), 240, "Prices of our competitors", log,
-            {}, status="running", labels={"customer": "acme"},
-            progress=9 / 14, note="9 of 14 sources",
-        )  # fmt: skip
-        price = {"type": "string", "enum": ["€12", "€14", "neither"]}
+    def _ask(self, asked: datetime, message: str, name: str, field: dict[str, Any]) -> None:
+        """Add an open question with one field to the task that was added last."""
+        task_id, lines = self._tasks[-1]
         question = {
             "id": self._id(asked),
             "taskId": task_id,
-            "message": QUESTION,
-            "schema": {"type": "object", "properties": {"price": price}, "required": ["price"]},
+            "message": message,
+            "schema": {"type": "object", "properties": {name: field}, "required": [name]},
             "state": "open",
             "askedAt": rfc3339(asked),
             "expiresAt": None,
@@ -179,7 +188,7 @@ class History:
             "answeredBy": None,
         }
         # In an export, the line of a question follows the line of its task.
-        self._tasks[-1][1].insert(1, _line("question", **question))
+        lines.insert(1, _line("question", **question))
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
         if began >= self._last(2) and not hangs:

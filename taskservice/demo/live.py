@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from taskservice.client import Client, Task, TaskServiceError
-from taskservice.demo.history import PRICES, RELEASE, SUPPLIERS, UNAVAILABLE, VIDEO
+from taskservice.demo.history import DEPLOY, PRICES, RELEASE, SUPPLIERS, UNAVAILABLE, VIDEO
 
 FRAMES, FRAMES_PER_STEP = 4_800, 80
 QUESTION_SECONDS = 3_600
@@ -69,17 +69,18 @@ class LiveAgents:
             task.complete(frames=FRAMES, megabytes=212)
 
     def _release(self, number: int) -> None:
+        if self._stopping.wait(60):
+            return
         version = f"4.70.{number}"
         with self._start(RELEASE, f"Release {version}", env="production", version=version) as task:
             for line in (f"building {version}", "1,204 tests passed", "waiting for an answer"):
                 task.log(line)
                 if self._stopping.wait(1):
                     return
-            question = f"Deploy {version} to production? 12 changes, all tests pass."
+            question = DEPLOY.format(version)
             answer = task.ask(question, choices=["yes", "no"], timeout=QUESTION_SECONDS)
             task.log("deployed" if answer == "yes" else "not deployed")
             task.complete(version=version, deployed=answer == "yes")
-        self._stopping.wait(60)
 
     def _watch_prices(self, number: int) -> None:
         with self._start(PRICES) as task:

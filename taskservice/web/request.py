@@ -326,8 +326,8 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 def json_value(data: bytes, schema: Schema) -> Any:
     """The body `data` as strict JSON, not yet loaded by `schema`; raises 400, 415 and 422."""
-    # A missing body is treated as `{}`. If all fields are optional, an empty JSON body is too, since
-    # some clients send it instead of no body.
+    # A missing body is treated as `{}`. If all fields are optional, so is an empty JSON body, which
+    # some clients send instead of no body.
     if not data and not request.content_type:
         return {}
     _require_json()
