@@ -1,7 +1,7 @@
 """Removes users, old tasks and old logs in short transactions, which block writers only briefly."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from math import inf
@@ -13,7 +13,16 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, select
 
 from taskservice import resources
 from taskservice.database import clock, name_index
-from taskservice.database.models import WITH_OLD_LOG, Agent, Delivery, Log, LogChunk, Task, User
+from taskservice.database.models import (
+    WITH_OLD_LOG,
+    Agent,
+    CallbackSecret,
+    Delivery,
+    Log,
+    LogChunk,
+    Task,
+    User,
+)
 from taskservice.database.transactions import reading, transaction, write_lock
 from taskservice.database.types import db, time_from_now
 from taskservice.services import tasks, users
@@ -272,22 +281,26 @@ def _in_task_batches(
 PAUSE_SECONDS = 0.1  # the pause if other requests have locked the remaining tasks
 
 
-def remove_user(name: str) -> int:
+def remove_user(name: str, countdown: Iterable[object] = ()) -> int:
     """Remove a user with all of the user's data; returns the number of removed tasks.
 
-    Keys remain valid until all tasks are removed, so that agents notice that their tasks are
-    deleted, and stop. Another call continues an interrupted removal. Raises 404.
+    The keys remain valid until `countdown` ends, so that clients notice that their tasks are
+    deleted, and stop the programs. No webhook is sent, even for tasks that clients start until then.
+    Another call continues an interrupted removal. Raises 404.
     """
-    with reading() as connection:
+    with transaction() as connection:
         user_id = users.get_id(connection, name)
+        users.lock(connection, user_id)
+        # Without a secret, `require_lease` lets no delivery of the user be sent.
+        connection.execute(delete(CallbackSecret).where(CallbackSecret.user_id == user_id))
     is_of_user = Task.user_id == user_id
+    # Programs run for unfinished tasks only, and the other tasks may be very many.
+    count = _remove_tasks(and_(is_of_user, Task.finished_at.is_(None)))
+    count += _remove_tasks(is_of_user)
+    for _ in countdown:
+        count += _remove_tasks(is_of_user)
     batch = select(Task.id).where(is_of_user).limit(TASKS_PER_BATCH)
-    remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
-    count = 0
     while True:
-        # Without this limit, the loop might never end while agents create tasks.
-        until_now = and_(is_of_user, Task.id <= clock.new_id())
-        count += _in_task_batches(until_now, {}, remove)[0]
         # Remove the log lines before the user: if the process is killed here, the user still
         # exists, so the removal can be repeated.
         _sweep_all()
@@ -299,16 +312,25 @@ def remove_user(name: str) -> int:
             users.lock(connection, user_id)
             # Skip locked tasks: waiting for a task while the user is locked could cause a deadlock.
             unlocked = connection.scalars(batch.with_for_update(skip_locked=True)).all()
-            remove(connection, unlocked)
+            tasks.remove(connection, unlocked, SWEEP_AFTER_SECONDS)
             count += len(unlocked)
             if connection.scalar(batch) is None:
                 # The foreign keys also delete the agents, keys and callback secrets.
                 connection.execute(delete(User).where(User.id == user_id))
                 break
         resources.stopping.wait(PAUSE_SECONDS)
+        count += _remove_tasks(is_of_user)
     _sweep_all()
     shrink(inf)
     return count
+
+
+def _remove_tasks(condition: Any) -> int:
+    """Remove the tasks of a user that were started before this call; returns their number."""
+    # Without this limit, the removal might never end while agents create tasks.
+    until_now = and_(condition, Task.id <= clock.new_id())
+    remove = partial(tasks.remove, logs_dropped_ago=SWEEP_AFTER_SECONDS)
+    return _in_task_batches(until_now, {}, remove)[0]
 
 
 def _sweep_all() -> None:

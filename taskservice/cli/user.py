@@ -1,5 +1,9 @@
 """`taskservice user` and `taskservice key`: the users of the service, and their API keys."""
 
+import sys
+import time
+from collections.abc import Iterator
+
 import click
 
 from taskservice.background import removal
@@ -28,17 +32,47 @@ def add(name: str) -> None:
 @command.command("delete", "alice", short_help="Delete a user with all tasks, agents and keys.")
 @click.argument("name", type=options.text)
 @options.flag("--yes", help="Delete without asking for confirmation.")
-def delete(name: str, yes: bool) -> None:
+@options.flag("--now", help="Delete the keys at once; programs may continue without a task.")
+def delete(name: str, yes: bool, now: bool) -> None:
     """Permanently delete a user with all tasks, agents, keys and secrets.
 
-    You need not stop the service. The tasks are deleted first, so that their programs stop. No
-    webhooks are sent. If the command is interrupted, run it again.
+    You need not stop the service. The tasks are deleted first, so that `taskservice run` stops
+    their programs; the keys are deleted a minute later, since a client with an invalid key lets its
+    program continue. No webhooks are sent. If the command is interrupted, run it again.
     """
     with service_app():
         if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:
             exit_with_error("Nothing was deleted: the names are different")
-        count = removal.remove_user(name)
+        try:
+            count = removal.remove_user(name, () if now else _countdown())
+        except KeyboardInterrupt:
+            exit_with_error(
+                f"user {name} is only partly deleted: keys still work, and no webhooks are sent; "
+                "run the command again to finish",
+                130,
+            )
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
+
+
+# Clients make a request at least every 5 s, and a program has 10 s to end after SIGTERM.
+COUNTDOWN_SECONDS = 60
+
+
+def _countdown() -> Iterator[None]:
+    """Count down the seconds on stderr: in place on a terminal, otherwise with a single line."""
+    is_terminal = sys.stderr.isatty()
+    try:
+        for seconds in range(COUNTDOWN_SECONDS, 0, -1):
+            if is_terminal or seconds == COUNTDOWN_SECONDS:
+                text = f"tasks deleted, programs stop; keys will be deleted in {seconds} s "
+                click.echo(
+                    f"\r{text}" if is_terminal else text.rstrip(), err=True, nl=not is_terminal
+                )
+            time.sleep(1)
+            yield
+    finally:
+        if is_terminal:
+            click.echo(err=True)
 
 
 @command.command("list", "--json")

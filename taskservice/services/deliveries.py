@@ -31,6 +31,7 @@ from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import (
     Attempt,
+    CallbackSecret,
     Delivery,
     Event,
     EventStream,
@@ -531,9 +532,12 @@ def of_message(leased: Leased) -> tuple[Any, ...]:
 def require_lease(leased: Leased) -> None:
     """Raises LeaseLost unless this lease still allows its holder to post the delivery."""
     holds = ((Delivery.lease == leased.lease) & ~is_unleased).label("holds")
-    now = read_one(select(Delivery.state, holds).where(Delivery.id == leased.id))
+    has_secret = exists().where(CallbackSecret.user_id == Delivery.user_id).label("has_secret")
+    now = read_one(select(Delivery.state, holds, has_secret).where(Delivery.id == leased.id))
     if now is None:
         raise LeaseLost("The task was deleted.", terms.FAILED)
+    if not now.has_secret:
+        raise LeaseLost("The user is being deleted.", terms.FAILED)
     if now.state == terms.CANCELLED:
         # A late report has replaced the delivery.
         raise LeaseLost("A newer delivery has replaced this delivery.", terms.FAILED)

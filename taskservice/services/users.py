@@ -296,7 +296,9 @@ def rotate(caller: Caller) -> Any:
             )
         now = clock.now()
         current = update(CallbackSecret).where(of_user, replaced_at.is_(None))
-        connection.execute(current.values(replaced_at=now))
+        if connection.execute(current.values(replaced_at=now)).rowcount == 0:
+            # The user is being deleted, and a new secret would let webhooks be sent again.
+            raise invalid_key()
         return insert_secret(connection, caller.user_id, now)
 
 

@@ -167,7 +167,7 @@ def test_argument_that_is_not_utf_8_is_refused(tmp_path: Path, subtests: pytest.
 @pytest.mark.parametrize(
     "command",
     [
-        "user list --json", "user delete alice --yes", "key add alice --name x", "key list",
+        "user list --json", "user delete alice --yes --now", "key add alice --name x", "key list",
         "key revoke x", "delivery list", "delivery show x", "delivery redeliver x",
         "prune --dry-run", "callback test http://127.0.0.1:9/", "background", "db check",
         "db backup backup.db", "export", "import",

@@ -95,7 +95,7 @@ def test_keys_and_secrets_are_replaced_as_printed(terminal: Terminal, tmp_path: 
         typed(terminal, "revoke")
         assert second.request("GET", "/user").status_code == 401
         # It asks for the name.
-        assert "alice" in typed(terminal, "delete a user", user="alice --yes")
+        assert "alice" in typed(terminal, "delete a user", user="alice --yes --now")
         assert "alice" not in terminal.run("taskservice user list")
 
 

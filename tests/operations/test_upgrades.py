@@ -314,7 +314,7 @@ UNKNOWN = "01a216a7-c830-724c-bcad-01ab0fc06783"
 # Each command on the server, with arguments, but for the ones of `db` that need a file.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (), "background": (), "user add": ("carol",), "user list": (),
-    "user delete": ("alice", "--yes"),
+    "user delete": ("alice", "--yes", "--now"),
     "key add": ("alice", "--name", "n"), "key list": (), "key revoke": (UNKNOWN,), "callback test": ("http://127.0.0.1:1/",),
     "delivery list": (), "delivery show": (UNKNOWN,), "delivery redeliver": (UNKNOWN,),
     "db upgrade": (), "prune": (), "export": (), "import": (), "sign-in-link": ("alice",),

@@ -1,34 +1,39 @@
 """`user delete`: nothing of a user remains, whatever happens at the time; others keep theirs."""
 
 import io
+import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from flask import Flask, current_app
 from sqlalchemy import func, select, text
 
 from taskservice.background import removal
+from taskservice.cli import user
 from taskservice.config import Config
 from taskservice.database import name_index
 from taskservice.database.models import Task
 from taskservice.database.transactions import reading
 from taskservice.services import users
+from tests.support.agent_machine import AgentMachine
 from tests.support.all_tables import fill, seen
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.apps import without_routes
 from tests.support.commands import one_line
+from tests.support.deliveries import finish, looping, make_due, make_message_due
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.internals import copy_task, rows
 from tests.support.plain_browser import Browser
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service, environment
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 Json = dict[str, Any]
 
@@ -72,7 +77,7 @@ def test_nothing_of_the_user_remains_and_others_keep_everything(
     assert browser.get("/").status_code == 200
     count = len(expect(alice.get("/task"), 200))
     webhooks = len(receiver.requests)
-    deleted = command("user", "delete", "alice", "--yes")
+    deleted = command("user", "delete", "alice", "--yes", "--now")
     assert (deleted.returncode, deleted.stderr) == (0, "")
     assert deleted.stdout == f"user alice and {count} tasks deleted\n"
     now = rows(app)
@@ -86,7 +91,9 @@ def test_nothing_of_the_user_remains_and_others_keep_everything(
     assert (signed_out.status_code, signed_out.headers["Location"]) == (303, "/sign-in")
     listed = command("user", "list", "--json").stdout
     assert ('"bob"' in listed, '"alice"' in listed) == (True, False)
-    assert "No such user: alice" in one_line(command("user", "delete", "alice", "--yes"), 1)
+    assert "No such user: alice" in one_line(
+        command("user", "delete", "alice", "--yes", "--now"), 1
+    )
 
 
 def test_user_is_deleted_after_the_name_was_typed(
@@ -96,7 +103,7 @@ def test_user_is_deleted_after_the_name_was_typed(
         refused = command("user", "delete", "alice", stdin=typed)
         assert (refused.returncode, refused.stdout) == (1, ""), refused
         expect(alice.get("/task"), 200)
-    assert command("user", "delete", "alice", stdin="alice\n").returncode == 0
+    assert command("user", "delete", "alice", "--now", stdin="alice\n").returncode == 0
     problem(alice.get("/task"), 401)
 
 
@@ -129,7 +136,7 @@ def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver
         thread.start()
     assert started.wait(60)
     webhooks = len(receiver.requests)
-    deleted = service.run("user", "delete", "alice", "--yes")
+    deleted = service.run("user", "delete", "alice", "--yes", "--now")
     assert (deleted.returncode, deleted.stderr) == (0, ""), deleted
     for thread in threads:
         thread.join(60)
@@ -161,7 +168,7 @@ def test_deletion_that_was_killed_continues_when_it_is_repeated(
             return int(connection.scalar(select(func.count()).select_from(Task)) or 0)
 
     process = ForkedPopen(
-        [*COMMAND, "user", "delete", "alice", "--yes"],
+        [*COMMAND, "user", "delete", "alice", "--yes", "--now"],
         env=environment(tmp_path, DATABASE_URL=str(config.DATABASE_URL)),
     )
     until(lambda: count() < len(ids))
@@ -170,9 +177,97 @@ def test_deletion_that_was_killed_continues_when_it_is_repeated(
     left = count() - 1
     assert 0 < left < len(ids)
     assert '"alice"' in command("user", "list", "--json").stdout
-    repeated = command("user", "delete", "alice", "--yes")
+    repeated = command("user", "delete", "alice", "--yes", "--now")
     assert repeated.stdout == f"user alice and {left} tasks deleted\n"
     assert rows(app) == before
+
+
+def test_program_of_a_deleted_user_is_stopped_while_the_keys_still_work(
+    service: Service, tmp_path: Path
+) -> None:
+    """The command is interrupted in the last minute of the keys, and then repeated."""
+    alice = service.add_user("alice")
+    machine = AgentMachine(tmp_path / "home", alice)
+    program = machine.spawn_script("echo started; exec sleep 1000")
+    assert program.read_line() == "started\n"
+    deleting = ForkedPopen(
+        [*COMMAND, "user", "delete", "alice", "--yes"], env=service.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, errors = program.communicate(timeout=PATIENCE_SECONDS)
+    assert "the task was deleted; stopping the program" in errors
+    assert program.returncode == 128 + signal.SIGTERM
+    assert deleting.poll() is None
+    # The keys work, but no task that is started now remains, and its program is stopped too.
+    assert alice.request("GET", "/user").status_code == 200
+    assert alice.request("POST", "/callback-secret").status_code == 401
+    later = machine.run_script("sleep 1000")
+    assert "the task was deleted; stopping the program" in later.stderr
+    deleting.send_signal(signal.SIGINT)
+    printed, errors = deleting.communicate(timeout=PATIENCE_SECONDS)
+    assert (deleting.returncode, printed) == (130, "")
+    assert errors == (
+        "tasks deleted, programs stop; keys will be deleted in 60 s\n"
+        "taskservice: user alice is only partly deleted: keys still work, and no webhooks are "
+        "sent; run the command again to finish\n"
+    )
+    repeated = service.run("user", "delete", "alice", "--yes", "--now")
+    assert (repeated.stdout, repeated.stderr) == ("user alice and 0 tasks deleted\n", "")
+    assert alice.request("GET", "/user").status_code == 401
+
+
+def test_keys_are_deleted_when_the_countdown_ends(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, config: Config
+) -> None:
+    alice.start()
+    monkeypatch.setattr(user, "COUNTDOWN_SECONDS", 2)
+    monkeypatch.setenv("TASKSERVICE_DATABASE_URL", str(config.DATABASE_URL))
+    monkeypatch.setenv("TASKSERVICE_SECRET_KEY", "a secret key for tests, long enough")
+    done = CliRunner().invoke(user.command, ["delete", "alice", "--yes"])
+    assert (done.exit_code, done.stdout) == (0, "user alice and 1 task deleted\n"), done
+    assert done.stderr == "tasks deleted, programs stop; keys will be deleted in 2 s\n"
+    problem(alice.get("/user"), 401)
+
+
+@pytest.mark.parametrize("format", ["standard", "ntfy"])
+def test_nothing_is_sent_for_a_user_who_is_being_deleted(
+    app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver, format: str
+) -> None:
+    """Neither what is pending, nor what the clients cause while the keys still work."""
+
+    def end_task(person: ApiClient, path: str = "") -> None:
+        finish(person, person.start(claim=True, callback=f"{receiver.url}{person.name}{path}"))
+
+    def add_hook() -> None:
+        hook = {"target": f"{receiver.url}topic", "format": format, "events": ["task.ended"]}
+        expect(alice.post("/hook", json=hook), 201)
+
+    receiver.answer = answer(503)
+    add_hook()
+    end_task(alice)
+    receiver.answer = answer(204)
+    sent = len(receiver.requests)
+
+    def countdown() -> Iterator[None]:
+        add_hook()
+        end_task(alice)
+        make_due(app)
+        make_message_due(app)
+        # The loop sends what is due in the order of its times.
+        with looping(app):
+            end_task(bob)
+            receiver.answer = answer(503)
+            end_task(bob, "/repeated")
+            receiver.answer = answer(204)
+            make_due(app)
+            receiver.wait_for(sent + 3)
+        yield
+
+    with app.app_context():
+        assert removal.remove_user("alice", countdown()) == 2
+    assert [request.path for request in receiver.requests[sent:]] == [
+        "/bob", "/bob/repeated", "/bob/repeated",
+    ]  # fmt: skip
 
 
 class _Body(io.BytesIO):
