@@ -50,7 +50,9 @@ WRONG = {
         "postgresql://host/x?hidden=1", "postgresql://host/%ff", "postgresql://host/\udcff",
         "postgresql://a..b/x", "postgresql://" + "a" * 64 + "/x",
     ],
-    "CALLBACK_ALLOWED": ["*", "10.0.0.0/99", "\udcff"],
+    "CALLBACK_ALLOWED": [
+        "*", "10.0.0.0/99", "10.0.0.0/33", "*.lan.", "http://hooks", "exernal", "\udcff",
+    ],
     "LOG_LEVEL": ["loud", "\udcff"],
     "LOG_FORMAT": ["xml"],
     "SECRET_KEY": ["short", "k" * 31, "\udcff" * 40],

@@ -3,6 +3,7 @@
 import re
 import socket
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
@@ -137,12 +138,13 @@ class Destinations:
                 kinds.add(entry)
             elif network := _network(entry):
                 networks.append(network)
-            elif _PATTERN.fullmatch(entry):
+            # `exernal` is probably no host.
+            elif _PATTERN.fullmatch(entry) and not get_close_matches(entry, KINDS, cutoff=0.8):
                 hosts.append(entry)
             else:
                 raise ValueError(
-                    f"'{entry}' is neither {', '.join(KINDS)}, nor a network such as "
-                    "10.0.0.0/8, nor a host such as *.lan."
+                    f"'{entry}' is not {', '.join(KINDS)}, a network such as 10.0.0.0/8, or a "
+                    "host without scheme, port and final dot, such as hooks.lan or *.lan"
                 )
         return cls(frozenset(kinds), tuple(networks), tuple(hosts))
 

@@ -102,6 +102,8 @@ PATTERNS = (
     ("*.lan", "example.com", False),
     ("web-*", "web-1", True),
     ("my_service", "my_service", True),
+    ("localhost", "localhost", True),
+    ("internal", "internal", True),
 )
 
 
@@ -132,6 +134,8 @@ UNCLEAR = (
     "*", "hooks.*", "10.0.0.*", "10.0.0.0/33", "10.0.0.5/8", "10.0.0", "fd00::/129", "a b",
     "http://hooks.lan", "hooks.lan:8000", "hooks.lan/8", "müller.lan", "a..lan", "[::1]",
     "fe80::1%eth0", "fe80::%eth0/64", "?.lan", "[a-z].lan", "everything!",
+    "*.lan.", "http://hooks", "10.0.0.0/-1", "10.0.0.o/8", "exernal", "externl", "privat",
+    "loopbak", "lopback", "external private",
 )  # fmt: skip
 
 
