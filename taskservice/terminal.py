@@ -2,11 +2,12 @@
 
 import atexit
 import json
+import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -53,14 +54,27 @@ def print_line(text: str = "", *, err: bool = False) -> None:
     _write(escaped(text), err=err)
 
 
-def notice(text: str) -> None:
+def replace_line(text: str) -> None:
+    """On a terminal, write over the last line of stderr; `print_line` ends the line."""
+    _write(f"\r{escaped(text)}", err=True, end="")
+
+
+def _print_notice(level: int, text: str) -> None:
+    print_line(f"taskservice: {text}", err=True)
+
+
+# Writes a notice with a level of `logging`; the service's log can replace this function.
+write_notice: Callable[[int, str], None] = _print_notice
+
+
+def notice(text: str, level: int = logging.INFO) -> None:
     """Print a message of the command itself, as a line on stderr."""
-    print_line(f"taskservice: {without_user_info(text)}", err=True)
+    write_notice(level, without_user_info(text))
 
 
 def exit_with_error(message: str, code: int = 1) -> NoReturn:
     """Print the message as one line on stderr, and exit."""
-    notice(" ".join(map(str.strip, message.split("\n"))))
+    notice(" ".join(map(str.strip, message.split("\n"))), logging.ERROR)
     sys.exit(code)
 
 
@@ -218,14 +232,14 @@ def _discard_unwritten_notices() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _write(line: str, *, err: bool = False) -> None:
+def _write(line: str, *, err: bool = False, end: str = "\n") -> None:
     if err:
         # If stderr is closed or on a full disk, the command continues without its messages.
         with suppress(OSError):
             if sys.stderr is not None:
                 # Write the line in one call, unlike `print`, since a running program may write to
                 # the same stream.
-                sys.stderr.write(f"{line}\n")
+                sys.stderr.write(f"{line}{end}")
                 sys.stderr.flush()
         return
     if sys.stdout is None:  # stdout was closed when Python started

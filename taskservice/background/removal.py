@@ -285,8 +285,8 @@ def remove_user(name: str, countdown: Iterable[object] = ()) -> int:
     """Remove a user with all of the user's data; returns the number of removed tasks.
 
     The keys remain valid until `countdown` ends, so that clients notice that their tasks are
-    deleted, and stop the programs. No webhook is sent, even for tasks that clients start until then.
-    Another call continues an interrupted removal. Raises 404.
+    deleted, and stop the programs. No webhook is sent, not even for tasks that clients start in
+    this time. Another call continues an interrupted removal. Raises 404.
     """
     with transaction() as connection:
         user_id = users.get_id(connection, name)

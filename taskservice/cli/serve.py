@@ -1,5 +1,6 @@
 """`taskservice serve` and `background`, and the service's app for the other server commands."""
 
+import logging
 import os
 import signal
 import socket
@@ -16,13 +17,13 @@ from taskservice.app import create_app
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.cli import options
 from taskservice.cli.commands import quick_import
-from taskservice.config import Config, ConfigError, documented, unknown_names
+from taskservice.config import PREFIX, Config, ConfigError, documented, unknown_names
 from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
 from taskservice.operations import health
-from taskservice.operations.request_log import configure_logging
+from taskservice.operations.request_log import configure_logging, log_notices
 from taskservice.services import sign_in_links, users
 from taskservice.terminal import exit_with_error, notice, open_standard_files, print_line
 
@@ -36,11 +37,16 @@ def prepare_files() -> None:
     keep_owner_permissions()
 
 
-def load_config(may_create: bool = False) -> Config:
-    """The settings, with a new secret key if `may_create`; exits with 2 if a setting is invalid."""
+def load_config(may_create: bool = False, *, serves: bool = False) -> Config:
+    """The settings, with a new secret key if `may_create`; exits with 2 if a setting is invalid.
+
+    If the process `serves`, the notices are part of its log.
+    """
     prepare_files()
+    if serves:
+        log_notices(os.environ.get(f"{PREFIX}LOG_FORMAT", "").lower())
     for name in unknown_names():
-        notice(f"{name} is not a known setting; check the spelling")
+        notice(f"{name} is not a known setting; check the spelling", logging.WARNING)
     try:
         return Config.from_environment(may_create=may_create)
     except ConfigError as error:
@@ -124,7 +130,7 @@ SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text
 )
 def command() -> None:
     """Run the service: the API, the dashboard and the background work."""
-    config = load_config(may_create=True)
+    config = load_config(may_create=True, serves=True)
     require_free_address(config.BIND, "TASKSERVICE_BIND")
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
@@ -151,7 +157,7 @@ def background_command() -> None:
     Tasks time out only while `serve` or another WSGI server runs, since agents can report only to a
     server.
     """
-    config = load_config()
+    config = load_config(serves=True)
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
         app = create_app(config, may_create=False)

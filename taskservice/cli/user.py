@@ -12,7 +12,7 @@ from taskservice.cli.serve import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
 from taskservice.services import users as user_service
-from taskservice.terminal import exit_with_error, print_line, print_rows
+from taskservice.terminal import exit_with_error, print_line, print_rows, replace_line
 from taskservice.terms import FULL, READ
 
 
@@ -64,15 +64,16 @@ def _countdown() -> Iterator[None]:
     try:
         for seconds in range(COUNTDOWN_SECONDS, 0, -1):
             if is_terminal or seconds == COUNTDOWN_SECONDS:
-                text = f"tasks deleted, programs stop; keys will be deleted in {seconds} s "
-                click.echo(
-                    f"\r{text}" if is_terminal else text.rstrip(), err=True, nl=not is_terminal
-                )
+                text = f"tasks deleted, programs stop; keys will be deleted in {seconds} s"
+                if is_terminal:
+                    replace_line(f"{text} ")
+                else:
+                    print_line(text, err=True)
             time.sleep(1)
             yield
     finally:
         if is_terminal:
-            click.echo(err=True)
+            print_line(err=True)
 
 
 @command.command("list", "--json")

@@ -2,27 +2,34 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import textwrap
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from taskservice import terminal
 from taskservice.auth import Caller
 from taskservice.database.clock import now
 from taskservice.http_request import request, request_id
 from taskservice.operations import metrics
 from taskservice.terminal import escaped, escaped_lines
+from taskservice.terms import API_PREFIX
 
 logger = logging.getLogger("taskservice.request")
 
 _SECRET = re.compile(r"(tsk_[a-z]+_|whsec_|/answer/|/shared/|/sign-in/)[0-9A-Za-z+/=_%-]+")
 # Text that could be mistaken for several values, or for a name and a value.
 _AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
+# The priorities of syslog, which systemd's journal reads from the beginning of each line.
+_PRIORITIES = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "CRITICAL": "<3>"}
+_APPEND = (f"{API_PREFIX}/task/<task_id>/logs", "POST")
 
 
 class _Formatter(logging.Formatter):
@@ -35,6 +42,7 @@ class _Formatter(logging.Formatter):
     def __init__(self, form: str) -> None:
         super().__init__()
         self._form = form
+        self._has_priority = form != "json" and is_journal()
 
     def format(self, record: logging.LogRecord) -> str:
         message, details = record.getMessage(), getattr(record, "details", {})
@@ -58,6 +66,8 @@ class _Formatter(logging.Formatter):
             text = " ".join([now(), f"{record.levelname:7}", shown, *pairs])
             if trace:
                 text += "\n" + textwrap.indent(escaped_lines(trace), "  ")
+        if self._has_priority:
+            text = textwrap.indent(text, _PRIORITIES.get(record.levelname, ""), lambda line: True)
         return _SECRET.sub(r"\1…", text)
 
 
@@ -68,6 +78,26 @@ def _value(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     return escaped(json.dumps(text, ensure_ascii=False))
+
+
+def is_journal() -> bool:
+    """Whether systemd's journal reads stderr."""
+    with suppress(OSError):
+        status = os.fstat(sys.stderr.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
+
+
+def log_notices(form: str) -> None:
+    """In a process that only serves, log the notices, and the warnings of Python and libraries.
+
+    Otherwise, not every line of the log would be JSON, or have a priority.
+    """
+    configure_logging("info", form)
+    logging.basicConfig(handlers=logging.getLogger("taskservice").handlers)
+    logging.captureWarnings(True)
+    if form == "json" or is_journal():
+        terminal.write_notice = logging.getLogger("taskservice").log
 
 
 def configure_logging(level: str, form: str, *others: str) -> None:
@@ -105,8 +135,13 @@ def _end(response: Response) -> Response:
     response.headers.add("X-Request-Id", this.id)
     seconds = time.perf_counter() - this.began
     metrics.requests.add(rule.rule if rule else None, method, response.status_code, seconds)
-    # Open pages and idle workers poll every few seconds, and mostly get a 204 or a 304.
-    level = logging.DEBUG if response.status_code in (204, 304) else logging.INFO
+    # Most requests are reads, appends, and polls without news; /metrics counts them.
+    is_frequent = (
+        method in ("GET", "HEAD")
+        or response.status_code == 204
+        or (rule is not None and (rule.rule, method) == _APPEND)
+    )
+    level = logging.DEBUG if is_frequent and response.status_code < 400 else logging.INFO
     if logger.isEnabledFor(level):
         details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
         caller: Caller | None = g.get("caller")

@@ -56,7 +56,7 @@ from tests.support.plain_browser import hidden_text
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, Service
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 REQUESTS = "taskservice_requests_total"
 DURATION = "taskservice_request_duration_seconds"
@@ -413,7 +413,7 @@ def readiness(service: Service) -> Any:
 
 
 def test_requests_are_in_the_log_under_any_server(tmp_path: Path) -> None:
-    with OtherServer(tmp_path / "data", LOG_FORMAT="json") as other:
+    with OtherServer(tmp_path / "data", LOG_FORMAT="json", LOG_LEVEL="debug") as other:
         assert readiness(other)["status"] == "ok"
         lines = [line for line in other.log.read_text().splitlines() if line.startswith("{")]
     entries = [json.loads(line) for line in lines]
@@ -713,7 +713,7 @@ FORGED = 'x status=500 ms=9999 requestId=0 "y'
 
 
 def test_value_of_a_client_forges_no_field_of_a_line_of_the_log(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
+    with Service(tmp_path / "data", LOG_LEVEL="debug") as service:
         alice = service.add_user()
         forger = with_key(alice, name=FORGED)
         answers: list[Any] = [
@@ -778,7 +778,8 @@ def test_exception_forges_no_line_of_the_log(capsys: pytest.CaptureFixture[str])
 def test_line_of_each_request_names_its_user_and_its_key(
     tmp_path: Path, database_url: str, form: str
 ) -> None:
-    with Service(tmp_path / "data", LOG_FORMAT=form, DATABASE_URL=database_url) as service:
+    settings = {"LOG_FORMAT": form, "LOG_LEVEL": "debug", "DATABASE_URL": database_url}
+    with Service(tmp_path / "data", **settings) as service:
         alice = service.add_user("alice of the line")
         laptop = with_key(alice, name="laptop")
         key = laptop.request("GET", "/user").json()["key"]
@@ -830,7 +831,7 @@ def lines_by_id(log: str, form: str) -> dict[str, dict[str, Any]]:
     return {line["requestId"]: line for line in fields}
 
 
-def test_poll_without_news_is_logged_at_debug_alone(tmp_path: Path) -> None:
+def test_requests_that_are_frequent_and_go_well_are_logged_at_debug_alone(tmp_path: Path) -> None:
     for level, is_logged in (("info", False), ("debug", True)):
         (tmp_path / level).mkdir()
         with Service(tmp_path / level / "data", LOG_LEVEL=level) as service:
@@ -843,7 +844,76 @@ def test_poll_without_news_is_logged_at_debug_alone(tmp_path: Path) -> None:
             person.request("PUT", "/agent/idle")
             claim = person.request("POST", "/agent/idle/claim")
             assert claim.status_code == 204
+            task = person.start()
+            path = f"/task/{task['id']}/logs"
+            append = person.request("POST", path, json={"logs": ["a line"]})
+            refused = person.request("POST", path, json={"logs": 1})
+            missing = person.request("GET", "/task/nothing")
+            report = person.request("PATCH", f"/task/{task['id']}", json={"note": "new"})
+            counted = Scrape(requests.get(f"{service.url}/metrics", timeout=10).text)
             log = service.log.read_text()
-        assert first.headers["X-Request-Id"] in log
-        for poll in (second, claim):
-            assert (poll.headers["X-Request-Id"] in log) == is_logged
+        for seldom in (refused, missing, report):
+            assert seldom.headers["X-Request-Id"] in log
+        for frequent in (first, second, claim, append):
+            assert (frequent.headers["X-Request-Id"] in log) == is_logged
+        assert counted.requests("/api/v1/task/<task_id>/logs", "POST", 201) == 1
+
+
+def test_every_line_of_the_log_is_json(tmp_path: Path) -> None:
+    """Under both commands and both servers, from a misspelt setting to a wrong one."""
+    settings = {"LOG_FORMAT": "json", "CALBACK_ALLOWED": "loopback"}
+    with Service(tmp_path / "data", **settings) as first:
+        first.stop()
+    with OwnGunicorn(tmp_path / "data", **settings) as service:
+        service.stop()
+    background = run_until_started([*COMMAND, "background"], service.environment)
+    service.environment["TASKSERVICE_THREADS"] = "no"
+    gunicorn = [sys.executable, "-m", "gunicorn", *service.options(), "taskservice.wsgi:app"]
+    refused = [
+        subprocess.run(
+            command, env=service.environment, capture_output=True, text=True, check=False
+        )
+        for command in ([*COMMAND, "serve"], [*COMMAND, "background"], gunicorn)
+    ]
+    assert [done.returncode for done in refused] == [2, 2, 2]
+    for log in (service.log.read_text(), background, *(done.stderr for done in refused)):
+        lines = [json.loads(line) for line in log.splitlines()]
+        assert {line["level"] for line in lines} <= {"info", "warning", "error"}
+        assert lines != []
+    assert [line["level"] for line in lines] == ["error"]
+
+
+def run_until_started(command: list[str], environment: dict[str, str]) -> str:
+    """What the command prints on stderr until it has started, and until its end."""
+    process = ForkedPopen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    printed = ""
+    while "started" not in printed:
+        printed += process.stderr.readline()
+    process.terminate()
+    return printed + str(process.communicate(timeout=PATIENCE_SECONDS)[1])
+
+
+def test_each_line_in_the_journal_has_its_priority(tmp_path: Path) -> None:
+    log = tmp_path / "service.log"
+    log.touch()
+    status = log.stat()
+    with Service(tmp_path / "data", LOG_LEVEL="debug", BOGUS="1") as service:
+        service.stop()
+        assert not [line for line in log.read_text().splitlines() if line.startswith("<")]
+        log.write_text("")
+        service.environment["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        service.start()
+        alice = service.add_user()
+        alice.request("GET", "/user")
+        alice.request("PATCH", "/task/nothing", json={"note": "x"})
+        service.stop()
+    lines = log.read_text().splitlines()
+    first_words = {
+        "<4>": "BOGUS is not a known setting",
+        "<6>": "Starting gunicorn",
+        "<7>": "GET /api/v1/user",
+    }
+    for priority, words in first_words.items():
+        assert {line[:3] for line in lines if words in line} == {priority}, lines
+    assert {line[:3] for line in lines} == {"<4>", "<6>", "<7>"}
