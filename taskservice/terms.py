@@ -85,6 +85,9 @@ MAX_NAME = 200
 MAX_DESCRIPTION = 2_000
 MAX_WRITER = 64
 MAX_QUESTION = 4_000
+# The start of the line with which `taskservice approve` replaces a part of a question. No button of
+# a notification answers such a question.
+CUT_HERE = "(cut here: "
 MAX_NOTE = 200
 MAX_SEARCHED_TEXT = 200
 MAX_LABEL_VALUE = 256

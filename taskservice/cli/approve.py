@@ -23,7 +23,7 @@ from taskservice.client.task import ask_alone
 from taskservice.exact_json import is_deeper
 from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, notice, print_json, shortened
-from taskservice.terms import MAX_TIMEOUT
+from taskservice.terms import CUT_HERE, MAX_TIMEOUT
 
 # The `PermissionRequest` hook is described at https://code.claude.com/docs/en/hooks and
 # https://developers.openai.com/codex/hooks. Its JSON Schemas are in the source code of Codex:
@@ -183,7 +183,7 @@ def _fenced(text: str, room: int) -> str:
     """The text in a code block; a text that is too long is shortened in the middle."""
     if len(text) <= room and len(block := _block(_visible(text))) <= room:
         return block
-    mark = f"(cut here: the middle of {len(text):,} characters is not shown)"
+    mark = f"{CUT_HERE}the middle of {len(text):,} characters is not shown)"
     half = (room - len(mark) - 4 * (LONGEST_RUN + 2)) // 2
     head, tail = _visible(text[:half])[:half], _visible(text[-half:])[-half:]
     return f"{_block(head)}\n{mark}\n{_block(tail)}"

@@ -331,9 +331,10 @@ def _notice(hook: HookRow, event: AnyRow, log_end: str = "") -> Notice:
     reason = details["reason"] if kind == TASK_HANGS else event.question
     if reason is None and event.error_message is not None:
         reason = reasons.reason(event.error_message, log_end)
-    answer_url, choices = None, []
+    answer_url, choices = None, list[tuple[str, str]]()
     if hook.answer_links and event.question_state == OPEN and (answer_url := _answer_url(event)):
-        choices = links.choices(strict_json.loads(event.question_schema.encode()))
+        choices, texts = links.choices(strict_json.loads(event.question_schema.encode()))
+        reason = "\n".join([event.question, *texts])
     # If the agent was muted when it broke, the event was recorded only when the mute ended, so the
     # notice shows the time of the failure instead.
     broke_at = event.finished_at if kind == AGENT_BROKEN else None

@@ -127,21 +127,25 @@ def answer(question: QuestionRow, action: str, content: dict[str, Any] | None) -
     questions.answer(caller, *ids, action, content, is_repeatable=False)
 
 
-def choices(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The label and the form data of each possible answer, if there are at most three.
+def choices(schema: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The label and the form data of each possible answer, if there are at most three; and the
+    title and description of the field, which belong to the question.
 
-    The list is empty unless the question has only one field, or only one required field, since an
+    The lists are empty unless the question has only one field, or only one required field, since an
     answer can omit optional fields.
     """
     fields = schema["properties"]
     names = list(fields) if len(fields) == 1 else schema.get("required", [])
     if len(names) != 1:
-        return []
+        return [], []
     [name], field = names, fields[names[0]]
     options = [] if field["type"] == "array" else answer_schema.options(field)
     if len(options) > 3:
-        return []
+        return [], []
+    title, description = (str(field.get(key) or "") for key in ("title", "description"))
+    title = title if title.casefold() != name.casefold() else ""
     key = answer_schema.field_name(name)
-    return [
+    answers = [
         (label, urlencode({key: strict_json.dumps(value).decode()})) for value, label in options
     ]
+    return answers, [text for text in (title, description) if options and text]

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from taskservice import quantities, terms
-from taskservice.event_kinds import AGENT_LATE, EVENTS, EventKind
-from taskservice.terminal import escaped, shortened
+from taskservice.event_kinds import AGENT_LATE, EVENTS, TASK_ASKS, EventKind
+from taskservice.terminal import escaped, escaped_lines, shortened
 from taskservice.webhooks import signing
 
-# Maximum lengths in characters. If a message is too long, its reason is shortened to the next
-# length in REASON_LENGTHS.
+# Maximum lengths in characters. If a message is too long, its reason or question is shortened to
+# the next of these lengths. A question is shown whole if possible.
 NAME_LENGTH = 80
 TITLE_LENGTH = 150
 REASON_LENGTHS = (500, 120, 40)
+QUESTION_LENGTHS = (*range(3_500, 500, -100), *REASON_LENGTHS)
 LINE_REASON_LENGTH = 120
 MAX_LINES = 20  # the maximum number of events that a message lists
 LABEL_LENGTH = 40
@@ -109,9 +110,9 @@ def ntfy(target: str, notices: Sequence[Notice], count: int) -> Message:
     }
     if is_alone and (click := first.answer_url or first.url):
         fields["click"] = click
-    if is_alone and (buttons := _buttons(first)):
-        fields["actions"] = buttons
-    for text in _texts(notices, unlisted, has_links=not is_alone):
+    for text, is_whole in _texts(notices, unlisted, has_links=not is_alone):
+        if is_alone and (buttons := _buttons(first, is_whole)):
+            fields["actions"] = buttons
         body = json.dumps(fields | {"message": text}, ensure_ascii=False).encode()
         if len(body) <= NTFY_BYTES:
             break
@@ -122,7 +123,7 @@ def slack(target: str, notices: Sequence[Notice], count: int) -> Message:
     """A message for Slack, Mattermost, or Discord's `/slack`."""
     notices, unlisted = _distinct(notices), count - len(notices)
     title = _escaped_for_slack(_title(notices, unlisted))
-    for text in _texts(notices, unlisted, _escaped_for_slack):
+    for text, _ in _texts(notices, unlisted, _escaped_for_slack):
         if len(title) + 1 + len(text) <= SLACK_LENGTH:
             break
     return Message(target, json.dumps({"text": f"{title}\n{text}"}).encode())
@@ -134,7 +135,7 @@ def _escaped_for_slack(text: str) -> str:
 
 def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
     notices, unlisted = _distinct(notices), count - len(notices)
-    title, text = _title(notices, unlisted), next(_texts(notices, unlisted))
+    title, (text, _) = _title(notices, unlisted), next(_texts(notices, unlisted))
     reason = notices[0].reason if len(notices) + unlisted == 1 else None
     subject = f"{title}: {_line(reason, TITLE_LENGTH)}" if reason else title
     return Message(target, f"{title}\n\n{text}\n".encode(), shortened(subject, TITLE_LENGTH))
@@ -143,29 +144,37 @@ def mail(target: str, notices: Sequence[Notice], count: int) -> Message:
 def plain(notices: Sequence[Notice], count: int) -> str:
     """The text that is stored with an attempt: the title, and the text without links."""
     notices, unlisted = _distinct(notices), count - len(notices)
-    text = next(_texts(notices, unlisted, has_links=False))
+    text, _ = next(_texts(notices, unlisted, has_links=False))
     return f"{_title(notices, unlisted)}\n{text}".rstrip()
 
 
 FORMATS = {terms.NTFY: ntfy, terms.SLACK: slack, terms.MAIL: mail}
 
 
-def _buttons(notice: Notice) -> list[dict[str, object]]:
-    """A button for each choice; none if ntfy would refuse them."""
+def _buttons(notice: Notice, is_whole: bool) -> list[dict[str, object]]:
+    """A button for each choice; none if ntfy would refuse them.
+
+    If the message does not show the whole question, or a button its whole choice, the only button
+    opens the page: nobody can allow what was not shown.
+    """
+    labels = [_line(label, LABEL_LENGTH + 1) for label, _ in notice.choices]
+    if not is_whole or any(len(label) > LABEL_LENGTH for label in labels):
+        link = notice.answer_url or notice.url
+        return [{"action": "view", "label": "Open", "url": link}] if link else []
     buttons: list[dict[str, object]] = [
         {
             "action": "http",
-            "label": _line(label, LABEL_LENGTH),
+            "label": label,
             "url": notice.answer_url,
             "method": "POST",
             "headers": {"Content-Type": "application/x-www-form-urlencoded"},
             "body": body,
             "clear": True,
         }
-        for label, body in notice.choices
+        for label, (_, body) in zip(labels, notice.choices, strict=True)
     ]
     size = len(json.dumps(buttons, ensure_ascii=False).encode())
-    is_valid = len(buttons) <= NTFY_BUTTONS and all(button["label"] for button in buttons)
+    is_valid = len(buttons) <= NTFY_BUTTONS and all(labels)
     return buttons if is_valid and size <= NTFY_BUTTONS_BYTES else []
 
 
@@ -217,14 +226,15 @@ def _texts(
     unlisted: int,
     escape: Callable[[str], str] = str,
     has_links: bool = True,
-) -> Iterator[str]:
-    """Yield the text below the title, then shorter versions; `escape` is not applied to links."""
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text below the title, then shorter versions, each with whether its question is
+    whole; `escape` is not applied to links.
+    """
     links = [(notice.answer_url or notice.url) if has_links else None for notice in notices]
     if len(notices) + unlisted == 1:
-        for length in REASON_LENGTHS:
-            reason = _line(notices[0].reason or "", length)
+        for reason, is_whole in _reasons(notices[0]):
             text = "\n".join(filter(None, [reason, *_details(notices[0])]))
-            yield "\n".join(filter(None, [escape(text), links[0]]))
+            yield "\n".join(filter(None, [escape(text), links[0]])), is_whole
         return
     lines = []
     for notice, link in zip(notices, links, strict=True):
@@ -234,7 +244,22 @@ def _texts(
         lines.append(f"{details} {link}" if link else details)
     for end in range(min(len(lines), MAX_LINES), 0, -1):
         omitted = unlisted + len(lines) - end
-        yield "\n".join([*lines[:end], *([f"- and {omitted} more"] if omitted else [])])
+        yield "\n".join([*lines[:end], *([f"- and {omitted} more"] if omitted else [])]), True
+
+
+def _reasons(notice: Notice) -> Iterator[tuple[str, bool]]:
+    """The reason or the question, then shorter versions, each with whether a question is whole."""
+    if notice.kind != TASK_ASKS:
+        for length in REASON_LENGTHS:
+            yield _line(notice.reason or "", length), True
+        return
+    lines = (notice.reason or "").replace("\r\n", "\n").expandtabs()
+    question = escaped_lines(lines).strip("\n")
+    yield question, terms.CUT_HERE not in question
+    note = "(cut; open the link to read all of it)" if notice.answer_url or notice.url else "(cut)"
+    for length in QUESTION_LENGTHS:
+        if length < len(question):
+            yield f"{question[:length]}… {note}", False
 
 
 def _details(notice: Notice) -> Iterator[str]:

@@ -172,6 +172,30 @@ def test_tap_on_the_phone_answers_a_coding_agent(
     assert tap(deny).status_code == 404
 
 
+@pytest.mark.parametrize("length", [1_500, 3_900, 20_000], ids=("whole", "long", "cut before"))
+def test_phone_allows_only_what_it_shows(
+    visitor: Visitor, alice: RemoteClient, machine: AgentMachine, ntfy: str, length: int
+) -> None:
+    topic = f"{ntfy}/shown-{length}"
+    notify_of_questions(alice, topic)
+    lines = [f"rm -f build/{number:04}" for number in range(length // 18)]
+    command = "\n".join([*lines, "git push --force origin main"])
+    process = prompted(machine, CLAUDE | {"tool_input": {"command": command}})
+    question = message(topic, 1)
+    assert "attachment" not in question
+    labels = [button["label"] for button in question["actions"]]
+    if length == 1_500:
+        assert command in question["message"]
+        assert labels == ["allow", "deny"]
+    else:
+        assert "\n".join(lines[:90]) in question["message"]
+        assert "… (cut; open the link to read all of it)\n" in question["message"]
+        assert labels == ["Open"]
+        visitor.page.goto(question["actions"][0]["url"])
+        expect(visitor.page.locator(".question")).to_contain_text("git push --force origin main")
+    process.kill()
+
+
 def test_tap_after_the_timeout_allows_nothing(
     service: Service, alice: RemoteClient, machine: AgentMachine, ntfy: str
 ) -> None:

@@ -1080,7 +1080,8 @@ def test_question_is_a_message_of_its_own_with_its_buttons(
 ) -> None:
     fields = {"format": "ntfy", "answerLinks": True}
     hook = add_hook(alice, f"{receiver.url}topic", **fields)
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    field = {"type": "boolean", "title": "Go", "description": "This can’t be undone."}
+    schema = {"type": "object", "properties": {"ok": field}, "required": ["ok"]}
     run(alice, "error")
     for message in ("Deploy?", "Remove?"):
         asking = alice.start(claim=True)
@@ -1097,7 +1098,8 @@ def test_question_is_a_message_of_its_own_with_its_buttons(
     first, second, third = (json.loads(request.body) for request in receiver.requests)
     for body, message in ((first, "Deploy?"), (second, "Remove?")):
         assert body["title"].endswith("asks")
-        assert body["message"].startswith(message)
+        # The page shows the title and the description of the field too.
+        assert body["message"].startswith(f"{message}\nGo\nThis can’t be undone.\n")
         assert len(body["actions"]) == 2
     assert third["title"].endswith("works again")
     assert third["message"].count("\n- ") == 0

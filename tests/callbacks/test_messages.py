@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskservice import terms
 from taskservice.event_kinds import (
     AGENT_BACK,
     AGENT_BROKEN,
@@ -153,6 +154,41 @@ def test_question_leads_to_its_answer() -> None:
     assert mail(ASKS)[0] == "deployer asks: Deploy?"
 
 
+OPEN = {"action": "view", "label": "Open", "url": ASKS.answer_url}
+
+
+def test_message_with_choices_shows_the_whole_question() -> None:
+    question = "Allow Bash in shop?\n\n\trm -rf build/ &&\n\tgit push\n" + "x" * 2_500
+    fields = ntfy(ASKS._replace(reason=question.replace("\n", "\r\n")))
+    assert fields["message"].startswith(question.expandtabs() + "\nTask deploy, ")
+    assert [button["label"] for button in fields["actions"]] == ["yes", "no"]
+    [subject, text] = mail(ASKS._replace(reason=question + "y" * 1_300))
+    assert f"{question.expandtabs()}{'y' * 1_300}\nTask deploy, " in text
+    assert "\n" not in subject
+    assert "Bash in shop?\n\n        rm -rf" in slack(ASKS._replace(reason=question))
+
+
+def test_question_that_is_cut_says_so_and_can_only_be_opened() -> None:
+    question = "\n".join(f"line {number} of the script" for number in range(180))
+    note = "… (cut; open the link to read all of it)\nTask deploy, "
+    long = ASKS._replace(reason=question)
+    fields = ntfy(long)
+    assert fields["message"].startswith(question[:3_000])
+    assert note in fields["message"]
+    assert fields["actions"] == [OPEN]
+    assert note in slack(long)
+    assert len(slack(long)) > 1_700
+    assert f"{question}\nTask" in mail(long)[1]
+    # Without PUBLIC_URL there is no link.
+    without_link = ntfy(long._replace(url=None, answer_url=None, choices=[]))
+    assert "… (cut)\nTask" in without_link["message"]
+    assert "actions" not in without_link
+    # `taskservice approve` cut it already, or a button can't show its whole choice.
+    cut_before = f"Bash\n{terms.CUT_HERE}the middle of 9,000 characters is not shown)\nrm"
+    for asks in (ASKS._replace(reason=cut_before), ASKS._replace(choices=[("y" * 41, "x=1")])):
+        assert ntfy(asks)["actions"] == [OPEN]
+
+
 @pytest.mark.parametrize(
     "choices",
     [
@@ -275,7 +311,7 @@ def test_messages_stay_below_the_limits_of_their_services(character: str) -> Non
         assert "failed" in fields["message" if count > 1 else "title"]
         slack(*notices, count=count)
         mail(*notices, count=count)
-    assert len(ntfy(long_asks)["actions"]) == 3
+    assert ntfy(long_asks)["actions"] == [OPEN]
 
 
 # What names, errors and questions can't do.
@@ -300,9 +336,11 @@ def test_users_text_adds_nothing_but_text(hostile: str) -> None:
         ours = [PAGE, str(ASKS.answer_url)]
         rest = re.sub("|".join(map(re.escape, ours)), "", read)
         assert not re.search(r"://|\w\.[a-zA-Z]", rest)
-        # No other line than ours: an error can't imitate the message of another agent.
+        # No other line than ours, unless a question is alone: an error can't imitate the message
+        # of another agent.
         lines = len(slack(*harmless[: len(together)]).split("\n"))
-        assert len(text.splitlines()) <= lines
+        if together != [notices[1]]:
+            assert len(text.splitlines()) <= lines
         fields = ntfy(*together)
         assert set(fields) <= {"topic", "title", "tags", "priority", "click", "actions", "message"}
         assert len(fields.get("actions", [])) == (2 if together == [notices[1]] else 0)
