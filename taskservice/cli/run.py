@@ -20,7 +20,7 @@ from taskservice.client.spool import now, rfc3339
 from taskservice.client.task import not_none
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
-from taskservice.runner.run import Run, become_program, resend
+from taskservice.runner.run import Run, become_program, check_program, resend
 from taskservice.terminal import exit_with_error, notice, open_standard_files
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
@@ -68,7 +68,8 @@ def command(
     given, and unsent data stays on the disk for --resend. If the service refuses the callback,
     input, labels, name, parent, start time or timeout, the task is started without this
     value. An option with an invalid value is ignored. Without a valid URL, key and agent ID, CMD
-    runs without a task.
+    runs without a task. If CMD can't be started, no task is started, and the exit status is 127
+    (not found) or 126 (not executable).
     A task started inside another task becomes its child.
     """
     open_standard_files()
@@ -76,6 +77,8 @@ def command(
         _resend(agent, command_line)
     if not command_line:
         raise click.UsageError("The program is missing: taskservice run -- CMD ...")
+    # Checked first: a mistyped name must not become an agent that failed.
+    check_program(command_line)
     with one_line_errors():
         try:
             connection = Connection(retry_timeout=PROGRAM_SECONDS)

@@ -16,7 +16,7 @@ from taskservice.client.http import RETRY_SECONDS, Connection
 from taskservice.client.responses import NotFound, TaskServiceError
 from taskservice.client.task import Task, claim_task, register_agent
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
-from taskservice.runner.run import Run, failed
+from taskservice.runner.run import Run, check_program, failed
 from taskservice.terminal import notice, open_standard_files
 
 
@@ -42,9 +42,11 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
 
     CMD reads the task's input as JSON from stdin. Each task is given to only one worker, even if
     many workers run on several machines. The worker forwards signals to its running programs, and
-    ends when they have ended.
+    ends when they have ended. If CMD can't be started, the worker exits at once with 127 (not
+    found) or 126 (not executable).
     """
     open_standard_files()
+    check_program(command_line)
     with program_client(RETRY_SECONDS) as client:
         worker = Worker(client.connection, agent, command_line, parallel)
         forward_signals(worker.stop)

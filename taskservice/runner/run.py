@@ -1,10 +1,12 @@
 """Runs a program as a task, and sends the unsent data of earlier runs."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -319,6 +321,36 @@ class Run:
             except OSError as error:
                 self._on_full_disk(error)
         return False
+
+
+def check_program(command: Sequence[str]) -> None:
+    """Exit with one line, and the exit status of a shell, if the program can't be started."""
+    try:
+        _find_program(command[0])
+    except OSError as error:
+        code, text = _why_not_run(command, error)
+        exit_with_error(text, code)
+
+
+def _find_program(name: str) -> None:
+    """Raise OSError if the program, or the interpreter of a script, is missing or not executable.
+
+    Other reasons are found only when the program starts, such as too many arguments.
+    """
+    path = shutil.which(name)
+    if path is None:
+        directories = [""] if "/" in name else os.get_exec_path()
+        is_file = any(name and os.path.exists(os.path.join(part, name)) for part in directories)
+        number = errno.EACCES if is_file else errno.ENOENT
+        raise OSError(number, os.strerror(number))
+    first = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # a program can be unreadable
+        first = file.read(256)
+    # The kernel splits only at spaces, tabs and line feeds: a carriage return is part of the name.
+    match = re.match(rb"#![ \t]*([^ \t\n]+)", first)
+    if match and not os.access(match[1], os.X_OK):
+        number = errno.EACCES if os.path.exists(match[1]) else errno.ENOENT
+        raise OSError(number, f"{os.strerror(number)} ({os.fsdecode(match[1])})")
 
 
 def become_program(command: Sequence[str]) -> NoReturn:

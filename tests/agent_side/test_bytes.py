@@ -50,8 +50,7 @@ def test_program_may_get_any_bytes(machine: AgentMachine, subtests: CheapSubtest
     with subtests.test("a name of no program"):
         done = machine.run("run", "--agent", "b", "--", "./\udcff")
         assert (done.returncode, len(done.stderr.splitlines())) == (127, 1)
-        newest = machine.user.read("/task")[0]
-        assert newest["error"]["message"] == "./? can't be run: No such file or directory"
+        assert len(machine.user.tasks()) == 1
 
 
 def test_variable_that_is_not_text_is_one_sentence(

@@ -176,16 +176,6 @@ def test_secret_in_the_file_of_the_output_is_not_sent(machine: AgentMachine) -> 
     assert machine.user.the_task()["output"] == hidden
 
 
-def test_secret_in_the_name_of_a_program_that_is_not_there_is_not_sent(
-    machine: AgentMachine,
-) -> None:
-    machine.settings["A_SECRET"] = SECRET
-    done = machine.run("run", "--agent", "a", "--", f"./{SECRET}")
-    assert done.returncode == 127
-    message = "./*** can't be run: No such file or directory"
-    assert machine.user.the_task()["error"]["message"] == message
-
-
 def test_secret_in_the_options_of_a_run_is_not_stored(machine: AgentMachine) -> None:
     """While the service is unavailable, they are on the disk."""
     machine.settings["DB_PASSWORD"] = SECRET

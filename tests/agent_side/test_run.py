@@ -72,15 +72,36 @@ def test_failure_is_reported_and_passed_on(
     assert machine.user.the_task()["error"] == {"type": "failed", "message": message}
 
 
-@pytest.mark.parametrize("name", ["no-such-program", ""])
 @pipe_or_terminal
-def test_program_that_does_not_exist_is_an_error_too(
-    machine: AgentMachine, name: str, options: list[str]
+def test_program_that_cannot_be_started_makes_no_task_and_no_agent(
+    machine: AgentMachine, tmp_path: Path, options: list[str]
 ) -> None:
-    result = machine.run("run", "--agent", "a", *options, "--", name)
-    sentence = f"{name} can't be run: No such file or directory"
-    assert (result.returncode, result.stderr) == (127, f"taskservice: {sentence}\n")
-    assert machine.user.the_task()["error"]["message"] == sentence
+    """It is a mistake of the person who typed it, so no agent is broken."""
+    plain, of_windows = tmp_path / "plain.sh", tmp_path / "windows.sh"
+    plain.write_text("echo ran\n")
+    of_windows.write_text("#!/bin/no-such-shell -e\r\necho ran\r\n")
+    of_windows.chmod(0o755)
+    for name, code, reason in (
+        ("no-such-program", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
+        (str(tmp_path / "none"), 127, "No such file or directory"),
+        (str(plain), 126, "Permission denied"),
+        (str(tmp_path), 126, "Permission denied"),
+        (str(of_windows), 127, "No such file or directory (/bin/no-such-shell)"),
+    ):
+        for choice in ([], ["--agent", "a"], ["--strict"]):
+            result = machine.run("run", *choice, *options, "--", name, "x")
+            (line,) = result.stderr.splitlines()
+            assert result.returncode == code
+            assert line == f"taskservice: {name} can't be run: {reason}".replace("  ", " ")
+    assert machine.user.tasks() == []
+    assert machine.user.read("/agent") == []
+    assert machine.left_runs() == []
+    # A script without a `#!` line is run by sh, as in a shell, and a program is found on $PATH.
+    plain.chmod(0o755)
+    machine.settings["PATH"] = f"{tmp_path}/none:{tmp_path}:/usr/bin:/bin"
+    assert machine.run("run", "--agent", "a", *options, "--", "plain.sh").returncode == 0
+    assert machine.user.the_log() == ["ran"]
 
 
 def test_exit_status_is_known_where_sigchld_is_ignored(machine: AgentMachine) -> None:

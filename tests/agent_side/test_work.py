@@ -299,3 +299,13 @@ def test_task_that_cannot_be_run_does_not_stay_claimed(machine: AgentMachine) ->
     stop(worker)
     assert task["error"]["message"].startswith("The worker could not start the program: [Errno 24]")
     assert machine.left_runs() == []
+
+
+def test_worker_whose_program_cannot_be_started_claims_nothing(machine: AgentMachine) -> None:
+    task = machine.user.start("worker")
+    refused = machine.run("work", "--agent", "worker", "--", "no-such-program")
+    sentence = "taskservice: no-such-program can't be run: No such file or directory\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (127, "", sentence)
+    assert machine.run("work", "--agent", "new", "--", "/etc/passwd").returncode == 126
+    assert [agent["id"] for agent in machine.user.read("/agent")] == ["worker"]
+    assert machine.user.read(f"/task/{task['id']}")["claimedAt"] is None
