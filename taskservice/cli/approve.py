@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -18,9 +19,10 @@ import click
 
 from taskservice.cli import options
 from taskservice.cli.watchdog import SIGNALS, ended_if_killed
-from taskservice.client import Client, TaskServiceError, responses
+from taskservice.client import Client, Task, TaskServiceError, responses
 from taskservice.client.task import ask_alone
 from taskservice.exact_json import is_deeper
+from taskservice.quantities import typed
 from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, notice, print_json, shortened
 from taskservice.terms import CUT_HERE, MAX_TIMEOUT
@@ -63,7 +65,8 @@ def command(agent: str | None, timeout: int) -> None:
     """Let a person answer the permission prompt of a coding agent.
 
     Claude Code and Codex call this command from their PermissionRequest hook, with the prompt as
-    JSON on stdin. The command starts a task that asks a person, and prints the decision.
+    JSON on stdin. The command starts a task that asks a person, prints the link of the question on
+    stderr, and prints the decision.
     The command prints no decision and exits with 0 if the question expires or is declined, if the
     service or the key can't be used, or if a signal arrives. The agent then asks in its own
     terminal. The exit status is 1 if stdin contains no prompt or an option is wrong.
@@ -74,14 +77,24 @@ def command(agent: str | None, timeout: int) -> None:
     try:
         connection = Client().connection
         with ended_if_killed(connection, timeout) as on_start:
-            for wait in (partial(signal.sigwait, signals), _wait_until_nobody_reads):
-                threading.Thread(target=_end_after, args=[wait], daemon=True).start()
+            for wait, reason in (
+                (partial(signal.sigwait, signals), "interrupted"),
+                (_wait_until_nobody_reads, "interrupted"),
+                # Usually the question expires first; but a service that went away can't say so.
+                (partial(time.sleep, timeout + 1), f"no answer within {typed(timeout)}"),
+            ):
+                threading.Thread(target=_end_after, args=[wait, reason], daemon=True).start()
             prompt = _prompt()
             if prompt["tool_name"] == "AskUserQuestion":
                 _no_answer("only the terminal shows the choices")
             connection.call("GET", "/user", responses.USER, **REACH)
             agent = agent or (None if connection.agent_key_hint else _caller(prompt))
-            asking: Any = {"agent_id": agent, "on_start": on_start}
+
+            def announce(task: Task) -> None:
+                on_start(task)
+                notice(f"waiting for an answer at {task.page_url}")
+
+            asking: Any = {"agent_id": agent, "on_start": announce}
             question = ask_alone(connection, _message(prompt), SCHEMA, timeout, **asking)
     except TaskServiceError as error:
         _no_answer(str(error))
@@ -106,9 +119,9 @@ def _wait_until_nobody_reads() -> None:
     poll.poll()
 
 
-def _end_after(wait: Callable[[], object]) -> NoReturn:
+def _end_after(wait: Callable[[], object], reason: str) -> NoReturn:
     wait()
-    _no_answer("interrupted")
+    _no_answer(reason)
 
 
 def _prompt() -> dict[str, Any]:

@@ -35,7 +35,7 @@ from taskservice.client.task import (
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, notice, print_json, print_line, print_log_line
-from taskservice.terms import MAX_TIMEOUT, OPEN, QUESTION_TIMEOUT
+from taskservice.terms import MAX_QUESTION, MAX_TIMEOUT, OPEN, QUESTION_TIMEOUT
 
 # Placeholders for values, in angle brackets: if a person does not replace a placeholder, the shell
 # reports an error.
@@ -277,8 +277,9 @@ def ask_command(
     """Ask a person, and print the answer.
 
     In a program that `run` or `work` started, the question belongs to the program's task.
-    Otherwise, the command starts a task for the question, and ends the task with the answer. If the
-    answer has one field, its value is printed; otherwise, the answer is printed as JSON. During an
+    Otherwise, the command starts a task for the question, and ends the task with the answer, or
+    with the output {"state": "expired"} or "declined". If the answer has one field, its value is
+    printed; otherwise, the answer is printed as JSON. During an
     outage of the service, the command continues to wait. A signal withdraws the question, or
     cancels the task that was started for it. Exit status: 0 answered, 1 declined, 3 no answer in
     time, 4 the task has ended or the question was withdrawn, 69 the service stayed unavailable or
@@ -291,6 +292,9 @@ def ask_command(
     # The question is stored, so its secrets are masked, as in the log.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
+    if len(message) > MAX_QUESTION:
+        problem = f"has {len(message):,} characters; at most {MAX_QUESTION:,} are allowed"
+        exit_with_error(f"message: {problem}", WRONG_USE)
     answer_schema = masker.mask_json(schema_of_choices(choices) if choices else schema)
     with program_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, agent, message, answer_schema, timeout)

@@ -172,8 +172,8 @@ class Client:
         """Ask a person a question, in a separate task, and wait for the answer.
 
         Returns a string, or a dictionary if `schema` is given. The task ends with the answer as its
-        output, or with an error if there is no answer. An exception that interrupts the wait, such
-        as KeyboardInterrupt, cancels the task.
+        output; without an answer, with the output `{"state": "expired"}` or "declined". An
+        exception that interrupts the wait, such as KeyboardInterrupt, cancels the task.
 
         Args:
             message: The question, 1 to 4,000 characters; its first line is the task's name.

@@ -224,9 +224,13 @@ def ask_alone(
 def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **options: Any) -> Question:
     try:
         question = ask(connection, task.id, *arguments, **options)
-    except responses.QuestionNotAnswered as error:
+    except (responses.QuestionNotAnswered, responses.Refused) as error:
+        # No failure: a question without an answer must not break the agent and notify people.
+        state = "refused"
+        if isinstance(error, responses.QuestionNotAnswered):
+            state = error.question["state"]
         with suppress(TaskServiceError):
-            task.fail(error.question["state"])
+            task.complete(state=state)
         raise
     except (KeyboardInterrupt, SystemExit):
         end_interrupted(task)
@@ -237,12 +241,12 @@ def _ask_and_end(connection: Connection, task: "Task", *arguments: Any, **option
 
 def end_interrupted(task: "Task") -> None:
     """End a task whose program was interrupted, if the service is available."""
-    # Only a user key can cancel a task. With an agent key, report a failure instead.
+    # Only a user key can cancel a task.
     try:
         task.cancel()
     except TaskServiceError:
         with suppress(TaskServiceError):
-            task.fail("interrupted")
+            task.complete(state="interrupted")
 
 
 def seconds_open(timeout: int | None) -> float:

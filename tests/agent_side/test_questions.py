@@ -152,23 +152,23 @@ def test_ask_exits_by_the_outcome(machine: AgentMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "end", "body", "code", "result"),
+    ("method", "end", "body", "code", "output"),
     [
         (
             "POST",
             "/question/{}/answer",
             {"action": "accept", "content": {"answer": "yes"}},
             0,
-            None,
+            {"answer": "yes"},
         ),
-        ("POST", "/question/{}/answer", {"action": "decline"}, 1, "declined"),
-        ("", "", {}, 3, "expired"),
-        ("POST", "/cancel", {}, 4, "Cancelled by its user"),
-        ("DELETE", "/question/{}", {}, 4, "withdrawn"),
+        ("POST", "/question/{}/answer", {"action": "decline"}, 1, {"state": "declined"}),
+        ("", "", {}, 3, {"state": "expired"}),
+        ("POST", "/cancel", {}, 4, {}),
+        ("DELETE", "/question/{}", {}, 4, {"state": "withdrawn"}),
     ],
 )
 def test_ask_outside_of_a_task_starts_one_that_ends_with_the_answer(
-    machine: AgentMachine, method: str, end: str, body: Json, code: int, result: str | None
+    machine: AgentMachine, method: str, end: str, body: Json, code: int, output: Json
 ) -> None:
     options = ["--timeout", "1h" if method else "1s", "--choice", "yes", "--choice", "no"]
     process = machine.spawn("ask", "  Deploy?\nAll tests pass.", *options)
@@ -180,8 +180,35 @@ def test_ask_outside_of_a_task_starts_one_that_ends_with_the_answer(
     assert (process.returncode, printed) == (code, "" if code else "yes\n")
     ended = machine.user.the_task()
     assert (ended["agentId"], ended["name"], ended["questions"]) == ("ask", "Deploy?", [])
-    assert ended["output"] == ({} if code else {"answer": "yes"})
-    assert (ended["error"] or {}).get("message") == result
+    assert ended["output"] == output
+    assert ended["status"] == ("error" if end == "/cancel" else "complete")
+
+
+def test_question_without_an_answer_breaks_no_agent_and_notifies_nobody(
+    machine: AgentMachine, client: Client, tmp_path: Path
+) -> None:
+    with Receiver() as receiver:
+        events = ["task.failed", "agent.broken", "agent.fixed", "task.ended"]
+        machine.user.write("POST", "/hook", target=receiver.url, events=events)
+        assert machine.run("ask", "Deploy?", "--timeout", "1s").returncode == 3
+        # A question that is too long is refused before its task starts, and is not printed.
+        refused = machine.run("ask", "Deploy? " * 1_125)
+        sentence = "message: has 9,000 characters; at most 4,000 are allowed"
+        assert (refused.returncode, refused.stderr) == (2, f"taskservice: {sentence}\n")
+        assert len(machine.user.tasks()) == 1
+        # The service refuses these questions, after their tasks have started.
+        with pytest.raises(Invalid, match="message"):
+            client.ask("Deploy? " * 1_125)
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text('{"type": "object", "properties": {"a": {"type": "object"}}}')
+        assert machine.run("ask", "Deploy?", "--schema", str(wrong)).returncode == 2
+        tasks = machine.user.tasks()
+        assert [task["status"] for task in tasks] == ["complete"] * 3
+        assert [task["output"]["state"] for task in tasks] == ["refused", "refused", "expired"]
+        assert machine.user.read("/attention") == []
+        until(lambda: len(receiver.requests) == 3)
+        types = [json.loads(request.body)["type"] for request in receiver.requests]
+        assert types == ["task.ended"] * 3
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -263,7 +290,8 @@ def test_agent_key_asks_as_its_own_agent(machine: AgentMachine) -> None:
     asked(machine.user, task)
     process.end(signal.SIGTERM)
     ended = machine.user.the_task()
-    assert (ended["agentId"], ended["error"]["message"]) == ("one", "interrupted")
+    assert (ended["agentId"], ended["output"]) == ("one", {"state": "interrupted"})
+    assert machine.user.read("/attention") == []
 
 
 def test_ask_without_a_service_exits_with_69(machine: AgentMachine) -> None:
