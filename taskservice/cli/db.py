@@ -1,22 +1,24 @@
-"""`taskservice db`: upgrade, check, back up, restore and copy the database."""
+"""`taskservice db`: upgrade, roll back, check, back up, restore and copy the database."""
 
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import click
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.cli import options
-from taskservice.cli.serve import load_config, one_line_errors, prepare_files, service_app
+from taskservice.cli.serve import load_config, one_line_errors, prepare_files
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown, sqlite_file
 from taskservice.database.files import LAST_BACKUP
 from taskservice.operations import database_check
-from taskservice.operations.backup import backup, restore
+from taskservice.operations.backup import backup, copy_before_upgrade, restore
 from taskservice.operations.database_copy import copy
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
+from taskservice.terms import see_documentation
 
 
 def _address(value: str) -> URL:
@@ -31,14 +33,69 @@ def _address(value: str) -> URL:
 
 @click.group("db", cls=options.Group)
 def command() -> None:
-    """Upgrade, check, back up, restore and copy the database."""
+    """Upgrade, roll back, check, back up, restore and copy the database."""
 
 
-@command.command("upgrade")
-def upgrade() -> None:
-    """Migrate the database to the newest revision, and print that revision."""
-    with service_app(may_create=True):
-        print_line(migrations.head())
+# `serve` upgrades without a question, so that it can start unattended.
+_DUMP = (
+    'pg_dump --format=custom --file=before-upgrade.dump "$TASKSERVICE_DATABASE_URL" makes the '
+    "backup that leads back to the old version"
+)
+
+
+@command.command("upgrade", "--yes")
+@options.flag("--yes", help="On PostgreSQL, upgrade without asking for confirmation.")
+def upgrade(yes: bool) -> None:
+    """Migrate the database to the newest revision, and print that revision.
+
+    On SQLite, the old database is first copied to `before-VERSION.sqlite3` next to it, for
+    `taskservice db rollback`. On PostgreSQL, make a backup yourself.
+    """
+    config = load_config(may_create=True)
+    url = make_url(config.DATABASE_URL)
+    with one_line_errors():
+        if sqlite_file(url) is None and not yes and migrations.is_older(url):
+            notice(_DUMP)
+            _confirm("Is there a backup? Upgrade the database")
+        migrations.upgrade(url)
+    print_line(migrations.head())
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question}: --yes is needed without a terminal.")
+    click.confirm(f"{question}?", abort=True, err=True)
+
+
+@command.command("rollback", "", "--yes")
+@options.flag("--yes", help="Roll back without asking for confirmation.")
+def rollback(yes: bool) -> None:
+    """Undo the last upgrade of the SQLite database. Stop the service first.
+
+    The copy that this upgrade made, `before-VERSION.sqlite3`, replaces the database; today's
+    database is renamed, not deleted. All data written after the upgrade is only in the renamed
+    file. Then install the old version: any other command of this version upgrades the database
+    again.
+    """
+    config, database = _sqlite_file(
+        "for PostgreSQL, stop every node, drop all tables, and run "
+        'pg_restore --dbname="$TASKSERVICE_DATABASE_URL" before-upgrade.dump'
+        + see_documentation("docs/operate/backup.md#restore")
+    )
+    with one_line_errors():
+        copy = copy_before_upgrade(database)
+        made_at = f"{datetime.fromtimestamp(copy.stat().st_mtime):%Y-%m-%d %H:%M}"
+        if not yes:
+            _confirm(f"Replace the database with {copy}, made at {made_at}")
+        replaced = restore(make_url(config.DATABASE_URL), copy, replace=True, migrates=False)
+        # Otherwise, another rollback would put back the same copy.
+        copy.unlink()
+    print_line(f"{database}: the database from before the upgrade at {made_at}")
+    notice(f"the previous database was saved as {replaced}")
+    version = copy.stem.partition("-")[2]
+    if version.startswith(migrations.REVISION_NAME):
+        version = f"the version that was installed before, with database {version}"
+    notice(f"install taskservice {version} before you run another command")
 
 
 @command.command("check")

@@ -15,13 +15,13 @@ from sqlalchemy.exc import DBAPIError
 from taskservice.database import clock, files, migrations
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
 from taskservice.database.migrations import DatabaseError
+from taskservice.database.sqlite_copy import copy_sqlite
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
 
-# The length of a step: SQLite instructions in a check, and pages in a backup. A signal, such as
-# Ctrl+C, is handled after the current step.
+# The number of SQLite instructions in a step of a check. A signal, such as Ctrl+C, is handled after
+# the current step.
 STEP_INSTRUCTIONS = 100_000
-STEP_PAGES = 1_000
 
 
 class BackupError(DatabaseError):
@@ -75,8 +75,9 @@ def _verified(file: Path) -> str:
         return revision
 
 
-# The suffixes of the database file, of the files that SQLite adds, and of the writer queue's lock.
-OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
+# The suffixes of the database file, of the files that SQLite adds, of the writer queue's lock, and
+# of the file with the version.
+OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers", migrations.VERSION_SUFFIX)
 
 
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
@@ -91,7 +92,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
         with _draft_of(target) as draft:
-            _copy(database, draft)
+            copy_sqlite(database, draft)
             revision = _verified(draft)
             files.sync(draft)
             draft.replace(target)
@@ -114,28 +115,14 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
         raise BackupError(f"{target} exists; --force replaces it")
 
 
-def _copy(database: Path, draft: Path) -> None:
-    with (
-        closing(sqlite3.connect(files.sqlite_uri(database), uri=True)) as source,
-        closing(sqlite3.connect(draft)) as copy,
-    ):
-        source.isolation_level = None
-        # Read one snapshot: otherwise each write to the database would restart the copy.
-        source.execute("BEGIN")
-        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        # The copy needs no protection against a crash, since an incomplete copy is never used.
-        copy.execute("PRAGMA journal_mode = OFF")
-        copy.execute("PRAGMA synchronous = OFF")
-        # Python handles signals when SQLite calls this function after each step.
-        source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
-
-
 # The suffixes of the logs that SQLite applies when it opens a database.
 _LOGS = ("-wal", "-journal")
 
 
-def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
-    """Replace the database with a backup, which can have any released revision, and migrate it.
+def restore(
+    address: URL, backup: Path, replace: bool = False, migrates: bool = True
+) -> Path | None:
+    """Replace the database with a backup of any released revision; with `migrates`, migrate it.
 
     After an interruption, the database is either the complete old one or the complete new one.
     Returns the path at which the old database is saved, or None if there was none. Raises
@@ -154,7 +141,9 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Path | None:
                 replaced = _keep_aside(database)
                 draft.replace(database)
                 files.sync(database.parent)
-        migrations.upgrade(address)
+        if migrates:
+            # The backup is the copy before the upgrade.
+            migrations.upgrade(address, makes_copy=False)
     return replaced
 
 
@@ -189,6 +178,15 @@ def _copy_verified(backup: Path, draft: Path) -> None:
         shutil.copyfileobj(source, copy, 1024 * 1024)
     _verified(draft)
     files.sync(draft)
+
+
+def copy_before_upgrade(database: Path) -> Path:
+    """The copy that the last upgrade of the schema made; raises BackupError if there is none."""
+    folder = Path(os.path.realpath(database)).parent
+    copies = list(folder.glob(migrations.COPY_NAME.format("*")))
+    if not copies:
+        raise BackupError(f"There is no copy from before an upgrade in {folder}")
+    return max(copies, key=lambda copy: copy.stat().st_mtime)
 
 
 _IN_USE = "is open in another process; stop the service and every other command first"

@@ -46,7 +46,7 @@ def test_node_that_runs_while_another_is_upgraded_loses_nothing(
         until(lambda: ledger.answers[200] > 20)
         assert one.stop() == 0
         one.environment |= next_version
-        upgraded = one.run("db", "upgrade")
+        upgraded = one.run("db", "upgrade", "--yes")
         assert upgraded.stdout == f"{REVISION}\n", upgraded
         one.start()
         # The old node works on, and says that it is not ready any more.

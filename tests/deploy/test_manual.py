@@ -14,7 +14,6 @@ import pytest
 import requests
 from psycopg.conninfo import conninfo_to_dict
 
-from taskservice.database import migrations
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
 from tests.support.deployed_nginx import DeployedNginx
@@ -68,6 +67,11 @@ class RootShell:
         self.machine, self.terminal = machine, terminal
         package = wheel(machine.root)
         self.replaced = {"'.[": f"'{package}["}
+        # The script of the clone, for this machine and with the package as it will be published.
+        script = (ROOT / "deploy/taskservice-upgrade").read_text().replace("-.[", f"-{package}[")
+        path = machine.root / "taskservice-upgrade"
+        path.write_text(machine.below_root(script))
+        self.replaced["deploy/taskservice-upgrade"] = str(path)
         # Python's own variables would lead the virtual environment back to the tests.
         self.terminal.run("unset PYTHONPATH PYTHONHOME")
         self.move_to(machine)
@@ -95,6 +99,8 @@ class RootShell:
 
 EXAMPLES = {
     "port": "8000",
+    # It asks.
+    "rollback": "taskservice db rollback",
     "database": "postgresql://taskservice@db.example.org/taskservice",
     "node": "10.0.0.11:8000",
     "other": "10.0.0.12:8000",
@@ -144,9 +150,10 @@ def test_installation_lives_as_the_manual_says(
 
     upgrade_to_unknown_revision(machine.root / "var/lib/taskservice/taskservice.db")
     later = alice.start()
-    restored = root.types("go back")
+    restored = root.types("roll back", rollback="taskservice db rollback --yes")
     assert "FAILED" not in restored
-    assert f"revision {migrations.head()}" in restored
+    assert "install taskservice 1.2.3 before" in restored
+    assert "FAILED" not in root.types("go back")
     assert alice.request("GET", f"/task/{later['id']}").status_code == 404
     assert log_of(alice, task) == ["before"]
 
@@ -246,8 +253,9 @@ def copy_installation(first: Machine, second: Machine) -> None:
 
 
 def upgrade_to_unknown_revision(database: Path) -> None:
-    """As a newer version does."""
+    """As a newer version does, which first copies the database."""
     with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("VACUUM INTO ?", [str(database.with_name("before-1.2.3.sqlite3"))])
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
 

@@ -368,7 +368,7 @@ def test_umask_that_takes_the_rights_of_the_owner_changes_nothing(tmp_path: Path
     environ = environment(data, SECRET_KEY="")
     run_forked(command, env=environ, umask=0o377, timeout=60, check=True)
     modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
-    made = ["secret_key", "taskservice.db", "taskservice.db-writers"]
+    made = ["secret_key", "taskservice.db", "taskservice.db-version", "taskservice.db-writers"]
     assert modes == dict.fromkeys(made, 0o600)
 
 

@@ -214,7 +214,7 @@ def kill_upgrades(url: str, folder: Path, step: int) -> int:
     settings = environment(folder, DATABASE_URL=url.replace("+psycopg", ""))
     for kills, moment in enumerate(itertools.count(1, step)):
         done = run_forked(
-            [sys.executable, "-m", "tests.support.killed_upgrade", "db", "upgrade"],
+            [sys.executable, "-m", "tests.support.killed_upgrade", "db", "upgrade", "--yes"],
             env=settings | {"KILL_AT": str(moment)}, capture_output=True, timeout=60,
         )  # fmt: skip
         if done.returncode == 0:
@@ -253,10 +253,13 @@ def check_killed_upgrades(
     url: str, older: str, filled: Filled, rows_of_today: Rows, apps: Apps, folder: Path, step: int
 ) -> None:
     make_old_database(url, older, rows_of_today)
-    expected = filled.at(older, folder)
+    before, expected = everything(url), filled.at(older, folder)
     kills = kill_upgrades(url, folder, step)
     print(f"\n{kills} kills")
     assert kills >= 100 // step
+    if url.startswith("sqlite"):
+        (copy,) = Path(make_url(url).database or "").parent.glob("before-*")
+        assert everything(f"sqlite:///{copy}") == before
     with new_app(apps, replace(filled.config, DATABASE_URL=url)) as app:
         assert contents(app, filled.people) == expected
 
@@ -342,8 +345,8 @@ def test_no_command_uses_a_database_of_a_newer_version(
     )
     migrations.upgrade(parse(database_url))
     # `db check` says it too, among other findings.
-    # `demo` makes a separate database.
-    others = WITH_FILES | {"db check", "demo"}
+    # `demo` makes a separate database, and `db rollback` replaces a newer one.
+    others = WITH_FILES | {"db check", "db rollback", "demo"}
     assert set(commands_on_the_server()) == COMMANDS.keys() | others
     engine = create_engine(parse(database_url), poolclass=pool.NullPool)
     with engine.begin() as connection:
