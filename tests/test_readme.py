@@ -140,7 +140,7 @@ def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
 
 def test_documented_depth_of_an_output_is_the_code_s() -> None:
     text = " ".join(DOCUMENTS["docs/guides/run-programs.md"].split())
-    assert f"if it is nested deeper than {strict_json.MAX_DEPTH - 1} levels." in text
+    assert f"is nested deeper than {strict_json.MAX_DEPTH - 1} levels," in text
 
 
 def test_reference_of_the_client_has_every_name_that_it_exports() -> None:

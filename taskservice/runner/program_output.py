@@ -127,11 +127,13 @@ class LineSplitter:
 
 
 def last_line(text: bytes) -> bytes:
-    """The text from the start of its last non-empty line; a very long line is cut at its start."""
+    """The text from the start of its last non-empty line; a very long line loses its middle."""
     printed = text.rstrip()
     # Without the limit, a progress bar that extends its line for hours would make each call slow.
     start = max(printed.rfind(b"\n"), printed.rfind(b"\r")) + 1
-    return text[max(start, len(text) - 2 * MAX_OBJECT) :]
+    # Both ends remain, so that an object that is too large can still be recognized.
+    is_short = len(text) - start <= 2 * MAX_OBJECT
+    return text[start:] if is_short else text[start : start + MAX_OBJECT] + text[-MAX_OBJECT:]
 
 
 def open_terminal() -> tuple[int, int]:

@@ -37,14 +37,33 @@ from taskservice.terms import MAX_OBJECT
 # The default of `max_depth` exceeds the limit of the service, so that the service rejects deeply
 # nested objects with an error message.
 def parse_object(text: bytes, max_depth: int = responses.MAX_DEPTH) -> dict[str, Any] | None:
-    """Parse a JSON object; None for any other text, or if a number can't be stored exactly."""
-    if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
-        return None
+    """Parse a JSON object; None for any other text, or for an object that can't be stored."""
     try:
-        value = _decoder.decode(text.decode())
-        return value if isinstance(value, dict) and not is_deeper(value, max_depth) else None
-    except (ValueError, RecursionError):
+        return read_object(text, max_depth)
+    except ValueError:
         return None
+
+
+def read_object(text: bytes, max_depth: int) -> dict[str, Any] | None:
+    """Parse a JSON object; None for any other text. Raises ValueError if it can't be stored."""
+    text = text.strip()
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        return None
+    if len(text) > MAX_OBJECT:
+        raise ValueError("is larger than 1 MiB")
+    try:
+        value: dict[str, Any] = _decoder.decode(text.decode())
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    except RecursionError:
+        is_too_deep = True
+    except ValueError:
+        raise ValueError("has a key twice, or a number that can't be stored exactly") from None
+    else:
+        is_too_deep = is_deeper(value, max_depth)
+    if is_too_deep:
+        raise ValueError(f"is nested deeper than {max_depth} levels")
+    return value
 
 
 def task_input(task: str) -> bytes:
@@ -74,6 +93,7 @@ MIN_SILENCE_SECONDS = 5.0
 # How long after the program's end we may still receive the signal that ended the program.
 LATE_SIGNAL_SECONDS = 1.0
 OUTPUT = "TASKSERVICE_OUTPUT"
+MAX_OUTPUT_DEPTH = 63  # the service accepts 64 levels, one of which is the report's
 _OUTPUT_FILE = "output.json"
 
 
@@ -281,15 +301,20 @@ class Run:
         """The task's output: the JSON object in the output file, or in the last line of stdout."""
         directory = self._saved.directory
         text = None if directory is None else _take_output_file(directory / _OUTPUT_FILE)
-        if text is None:
-            # An output has at most 63 levels of nesting; a deeper object remains only a log line.
-            return parse_object(reader.last_line.strip(), max_depth=63)
-        output = parse_object(text)
-        if output is None:
+        is_file = text is not None
+        try:
+            output = read_object(reader.last_line if text is None else text, MAX_OUTPUT_DEPTH)
+        except ValueError as error:
+            what = f"the JSON object in {OUTPUT if is_file else 'the last line'}"
+            problem = f"{what} is not the output, since it {error}"
+        else:
+            if output is not None or not is_file:
+                return output
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
+        if is_file:
             notice(problem)
-            self._spool.put(note(problem), now())
-        return output
+        self._spool.put(note(problem), now())
+        return None
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
         is_saved = self._save_report(report)

@@ -193,17 +193,47 @@ def test_output_is_the_last_line_or_the_named_file(
     assert machine.left_runs() == []
 
 
-def test_last_line_that_is_nested_too_deep_is_a_line(machine: AgentMachine) -> None:
+def test_last_line_that_is_nested_too_deep_is_a_line_with_the_reason(machine: AgentMachine) -> None:
     # The service takes 64 levels, one of which is the report's. Python can read about 970.
     for depth in (64, 930, 940, 950, 960, 970):
         deep = '{"a":' * depth + "1" + "}" * depth
         assert quiet(machine.run_script(f"echo '{deep}'; exit 3")) == 3
         task = machine.user.tasks()[0]
-        assert (task["output"], task["logs"]) == ({}, [deep])
+        reason = "is not the output, since it is nested deeper than 63 levels"
+        note = f"[taskservice: the JSON object in the last line {reason}]"
+        assert (task["output"], task["logs"]) == ({}, [deep, note])
         assert task["error"]["message"] == "Exit status 3"
     deepest = '{"a":' * 63 + "1" + "}" * 63
     assert quiet(machine.run_script(f"echo '{deepest}'")) == 0
     assert machine.user.tasks()[0]["output"] == json.loads(deepest)
+
+
+OBJECT = "import sys; sys.stdout.write('{\"pad\":\"' + 'x' * (int(sys.argv[1]) - 10) + '\"}\\n')"
+
+
+def test_last_line_of_more_than_a_mebibyte_is_left_out_with_the_reason(
+    machine: AgentMachine,
+) -> None:
+    size = 1024 * 1024
+    for number in (size, size + 1, 5 * size):
+        program = [sys.executable, "-c", OBJECT, str(number)]
+        assert quiet(machine.run("run", "--agent", "a", "--", *program)) == 0
+        task = machine.user.tasks()[0]
+        line, *notes = task["logs"]
+        assert line.startswith('{"pad":"xxx')
+        assert task["status"] == "complete"
+        if number == size:
+            assert (task["output"], notes) == ({"pad": "x" * (size - 10)}, [])
+        else:
+            reason = "is not the output, since it is larger than 1 MiB"
+            assert notes == [f"[taskservice: the JSON object in the last line {reason}]"]
+            assert task["output"] == {}
+
+
+def test_number_that_changes_is_the_reason_for_no_output(machine: AgentMachine) -> None:
+    assert quiet(machine.run_script("""echo '{"sum": 0.12345678901234567890}'""")) == 0
+    reason = "since it has a key twice, or a number that can't be stored exactly]"
+    assert machine.user.the_task()["logs"][1].endswith(reason)
 
 
 @pytest.mark.parametrize(

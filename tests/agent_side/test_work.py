@@ -185,7 +185,9 @@ def test_program_gets_each_number_as_it_was_given(machine: AgentMachine) -> None
     worker = work(machine, "cat")
     (task,) = all_finished(machine.user, 1)
     stop(worker)
-    assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
+    line, note = task["logs"]
+    assert line == f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}'
+    assert "is not the output, since it has a key twice, or a number" in note
 
 
 def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
