@@ -86,6 +86,7 @@ class Sender(threading.Thread):
     def finish(self, report: dict[str, Any] | None) -> None:
         """Send the waiting lines, then the progress and this report, if any, and end."""
         self._report = report
+        self.spool.end()
         self._closing.set()
         self.spool.news.set()
 

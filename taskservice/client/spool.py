@@ -1,18 +1,18 @@
 """Stores the lines of a log, with their times, until they are sent to the service."""
 
-import errno
+import mmap
 import os
-import stat
 import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from itertools import accumulate, groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskservice.client.log_tail import Tail, open_file, sync, write_at
 from taskservice.quantities import plural
 from taskservice.terms import MAX_LINE, MAX_LOG, MAX_MESSAGE
 
@@ -70,14 +70,13 @@ def _truncate_utf8(text: bytes, max_bytes: int) -> bytes:
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
-_TIME_BYTES = 14  # each stored line begins with a time of 13 digits and a space
+_TIME_BYTES = 15  # a time is stored as NUL, 13 digits and a line feed
 LONGEST_STORED = _TIME_BYTES + MAX_LINE + 1
 
 
 def timed(text: bytes, at: int) -> bytes:
-    """Convert lines to the format of the spool, in which each line begins with its time."""
-    time_of_line = b"%013d " % at
-    return time_of_line + text[:-1].replace(b"\n", b"\n" + time_of_line) + b"\n"
+    """Convert lines to the format of the spool, in which a time precedes the lines printed then."""
+    return b"\0%013d\n%b" % (at, text)
 
 
 class Batch(NamedTuple):
@@ -85,22 +84,18 @@ class Batch(NamedTuple):
 
     seq: int  # the number of the first line; each writer numbers its lines from 1
     lines: int
+    size: int  # the size of the lines without their times, in bytes
     stored_bytes: int  # the size of the lines in the spool
     texts: list[tuple[int, bytes]]
 
     @classmethod
-    def of(cls, seq: int, stored: bytes) -> "Batch":
-        lines = stored.split(b"\n")[:-1]
-        texts = [
-            (int(at), b"".join([line[_TIME_BYTES:] + b"\n" for line in same]))
-            for at, same in groupby(lines, lambda line: line[:_TIME_BYTES])
-        ]
-        return cls(seq, len(lines), len(stored), texts)
-
-    @property
-    def size(self) -> int:
-        """The size of the lines without their times, in bytes."""
-        return self.stored_bytes - self.lines * _TIME_BYTES
+    def of(cls, seq: int, stored: bytes, at: int = 0) -> "Batch":
+        """`at` is the time of the lines that are not preceded by a time."""
+        first, *parts = stored.split(b"\0")
+        texts = [(at, first), *((int(part[:13]), part[14:]) for part in parts)]
+        texts = [(at, text) for at, text in texts if text]
+        lines, size = sum(text.count(b"\n") for _, text in texts), sum(len(t) for _, t in texts)
+        return cls(seq, lines, size, len(stored), texts)
 
     def json(self) -> dict[str, Any]:
         """The request fields that contain the batch."""
@@ -135,7 +130,11 @@ class InterruptSafeEvent:
         return self.is_set
 
 
-MAX_SPOOL_BYTES = MAX_LOG
+# A log of more than MAX_LOG_BYTES is stored in part: the first HEAD_BYTES, which are sent as they
+# are printed, and about the last TAIL_BYTES, which are sent when the program has ended.
+MAX_LOG_BYTES = MAX_LOG - 64 * 1024  # leaves space for the notes
+HEAD_BYTES = 50 * 1024 * 1024
+TAIL_BYTES = 40 * 1024 * 1024
 # Maximum size of the lines in memory, if the lines of a run can't be stored on disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
@@ -143,6 +142,8 @@ _BLOCK_BYTES = 1024 * 1024
 # number of the next line, how many bytes were sent, and how many lines were lost after the last
 # line on the disk.
 _POSITION = struct.Struct("<4Q")
+# The service rejects this line number, and returns the number of the next line.
+_UNKNOWN_SEQ = 1 << 52
 
 
 class Spool:
@@ -152,7 +153,7 @@ class Spool:
     failure can lose the lines of the last seconds. The file is emptied when all of its lines are
     confirmed. Without a directory or free disk space, lines are stored in memory. When the lines in
     memory exceed `max_memory` bytes, further lines are dropped, and a marker in the log contains
-    the number of dropped lines.
+    the number of dropped lines. With a directory, the middle of a very long log is dropped.
     """
 
     def __init__(
@@ -164,7 +165,8 @@ class Spool:
         """Resume with the lines that another process left in the directory. Raises OSError."""
         self.news = InterruptSafeEvent()  # set when the sender has something to do
         self.sent_bytes = 0
-        self._seq = 1
+        self.seq = 1  # the number of the next line
+        self._at = 0  # the time of the next line, unless a time precedes it
         self._batch: Batch | None = None
         # Not a Condition, which Ctrl-C in a thread that adds lines could leave locked.
         self._lock = threading.RLock()
@@ -175,6 +177,9 @@ class Spool:
         # The start and the end of the unconfirmed lines in the file.
         self._start = self._end = 0
         self._lost = 0  # the number of lines dropped since the last marker
+        self._text_bytes = 0  # the size of all lines that were added
+        self._has_ended = False
+        self._directory, self._tail = directory, Tail(directory) if directory else None
         if directory is None:
             return
         with ExitStack() as on_error:
@@ -188,10 +193,25 @@ class Spool:
 
     def put(self, text: bytes, at: int) -> None:
         """Add whole lines with the time `at`, in milliseconds since 1970."""
+        if b"\0" in text or not text.isascii():
+            # As the service stores it, so that its size is known, and NUL only precedes a time.
+            text = text.decode(errors="replace").replace("\0", "\ufffd").encode()
         with self._lock:
             if self._is_open and text:
                 self._store(text, at)
         self.news.set()
+
+    def end(self) -> None:
+        """Let `peek` return the end of a long log too, since the program prints nothing more."""
+        with self._lock:
+            if self._tail and self._is_open and not self._has_ended:
+                self._has_ended = True
+                lines, size = self._tail.dropped()
+                if lines:
+                    count = f"{plural(lines, 'line')} ({size:,} bytes)"
+                    why = "the log is too long, so only its start and its end are stored"
+                    self._store(note(f"{count} left out here: {why}"), now())
+                self._tail.release()
 
     def peek(self, max_bytes: int) -> Batch | None:
         """Return the next lines: at most `max_bytes`, but at least one line.
@@ -200,9 +220,12 @@ class Spool:
         """
         with self._lock:
             if self._batch is None or self._batch.size > max_bytes:
+                self._continue_with_tail()
                 stored = self._read(max(max_bytes, LONGEST_STORED))
-                end = stored.rfind(b"\n", 0, max(max_bytes, 0)) + 1 or stored.find(b"\n") + 1
-                self._batch = Batch.of(self._seq, stored[:end]) if end else None
+                first = _TIME_BYTES if stored.startswith(b"\0") else 0
+                end = stored.rfind(b"\n", first, max(max_bytes, 0)) + 1
+                end = end or stored.find(b"\n", first) + 1
+                self._batch = Batch.of(self.seq, stored[:end], self._at) if end else None
             return self._batch
 
     def confirm(self, batch: Batch) -> None:
@@ -210,9 +233,9 @@ class Spool:
         with self._lock:
             if not self._is_open:
                 return
-            self._seq += batch.lines
+            self.seq += batch.lines
             self.sent_bytes += batch.size
-            self._batch = None
+            self._batch, self._at = None, batch.texts[-1][0] if batch.texts else self._at
             from_disk = min(batch.stored_bytes, self._end - self._start)
             self._start += from_disk
             del self.memory[: batch.stored_bytes - from_disk]
@@ -231,23 +254,26 @@ class Spool:
     def renumber(self, seq: int) -> None:
         """Set the number of the next line."""
         with self._lock:
-            self._seq, self._batch = seq, None
+            self.seq, self._batch = seq, None
 
     def discard(self) -> None:
         """Drop all lines, and all lines added later."""
         with self._lock:
             self._is_open, self._batch, self._lost = False, None, 0
             self.memory.clear()
+            if self._tail:
+                self._tail.discard()
             if self._file >= 0:
                 self._empty_file()
 
     def count(self) -> int:
         with self._lock:
-            lines = self.memory.count(b"\n")
+            lines = _count_lines(self.memory)
             for start in range(self._start, self._end, _BLOCK_BYTES):
                 size = min(_BLOCK_BYTES, self._end - start)
-                lines += os.pread(self._file, size, start).count(b"\n")
-            return lines
+                lines += _count_lines(os.pread(self._file, size, start))
+            paths = self._tail.paths() if self._tail else ()
+            return lines + sum(_count_lines(path.read_bytes()) for path in paths)
 
     def close(self) -> tuple[int, int]:
         """Sync the lines to the disk and close the files.
@@ -260,32 +286,52 @@ class Spool:
             self.memory.clear()
             # The disk may have space now. If not, `position` stores the number of lost lines.
             if not self._store_on_disk(in_memory):
-                self._lost += in_memory.count(b"\n")
+                self._lost += _count_lines(in_memory)
             lines = self.count()
             with suppress(OSError):  # the lines remain in the file if the sync fails
                 self._write_position()
                 if lines:
                     os.fsync(self._file)
+                    sync(self._tail.paths() if self._tail else ())
             self._close_files()
             return lines, self._lost
 
     def _resume(self) -> None:
-        last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
-        # Drop an incomplete last line, which does not end with a line feed.
-        self._end = last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
+        self._end = self._find_end()
         position = os.pread(self._position, _POSITION.size, 0)
         if len(position) == _POSITION.size:
-            self._start, self._seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
+            self._start, self.seq, self.sent_bytes, self._lost = _POSITION.unpack(position)
         elif self._end:
-            self._seq = 1 << 52  # the service rejects this line number, and returns the next number
+            self.seq = _UNKNOWN_SEQ
         self._start = min(self._start, self._end)
+        if self._start:
+            with mmap.mmap(self._file, self._start, prot=mmap.PROT_READ) as confirmed:
+                time_at = confirmed.rfind(b"\0") + 1
+                self._at = int(confirmed[time_at : time_at + 13])
         if self._lost:
             self._store(b"", now())
+
+    def _find_end(self) -> int:
+        """The end of the last line in the file that ends with a line feed."""
+        last = max(os.fstat(self._file).st_size - LONGEST_STORED, 0)
+        return last + os.pread(self._file, LONGEST_STORED, last).rfind(b"\n") + 1
 
     def _store(self, text: bytes, at: int) -> None:
         left_out = b""
         if self._lost:
             left_out = note(f"{plural(self._lost, 'line')} left out here: there was no space")
+        self._text_bytes += len(text)
+        if self._tail and not (self._has_ended or self.memory or self._text_bytes <= HEAD_BYTES):
+            if not self._tail.lines:
+                sent = f"{HEAD_BYTES >> 20} MiB of the log are sent"
+                text_of_note = f"{sent}; its last lines follow when the program has ended"
+                self._store_on_disk(timed(note(text_of_note), at))
+            is_long = self._text_bytes > MAX_LOG_BYTES
+            text = left_out + text
+            kept = TAIL_BYTES if is_long else MAX_LOG_BYTES
+            self._tail.put(timed(text, at), text.count(b"\n"), len(text), kept, self._on_full)
+            self._lost = 0
+            return
         stored = timed(left_out + text, at)
         if self._store_on_disk(stored):
             self._lost = 0
@@ -295,15 +341,23 @@ class Spool:
         else:
             self._lost += text.count(b"\n")
 
+    def _continue_with_tail(self) -> None:
+        """When all other lines are confirmed, let the next file of the tail replace the file."""
+        while self._tail and self._has_ended and self._start == self._end and not self.memory:
+            path = self._tail.take()
+            if path is None:
+                return
+            os.close(self._file)
+            self._file = open_file(path, os.O_RDWR)
+            self._start, self._end = 0, self._find_end()
+
     def _store_on_disk(self, stored: bytes) -> bool:
         """Append whole lines; returns whether there was space."""
         # While lines are in memory, later lines are stored there too, to preserve the order.
         if self._file < 0 or self.memory:
             return False
-        if self._end - self._start + len(stored) > MAX_SPOOL_BYTES:
-            return False
         try:
-            _write(self._file, self._end, stored)
+            write_at(self._file, self._end, stored)
         except OSError as error:
             os.ftruncate(self._file, self._end)
             self._on_full(error)
@@ -326,8 +380,8 @@ class Spool:
         The size of the file never changes, so overwriting it needs no free space.
         """
         if self._position >= 0:
-            position = _POSITION.pack(self._start, self._seq, self.sent_bytes, self._lost)
-            _write(self._position, 0, position)
+            position = _POSITION.pack(self._start, self.seq, self.sent_bytes, self._lost)
+            write_at(self._position, 0, position)
 
     def _close_files(self) -> None:
         for file in {self._file, self._position} - {-1}:
@@ -336,17 +390,5 @@ class Spool:
         self._start = self._end = 0
 
 
-def _write(file: int, start: int, text: bytes) -> None:
-    """Write the text at the position `start`. Raises OSError, possibly after a partial write."""
-    if os.pwrite(file, text, start) != len(text):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def open_file(path: Path, flags: int) -> int:
-    """Open a regular file and return its descriptor. Raises OSError, even for links and FIFOs."""
-    # Without O_NONBLOCK, opening a FIFO would block until another process opens it.
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return file
+def _count_lines(stored: bytes | bytearray) -> int:
+    return stored.count(b"\n") - stored.count(b"\0")

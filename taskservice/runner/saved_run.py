@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from taskservice.client import responses
 from taskservice.client.http import Connection
+from taskservice.client.log_tail import open_file
 from taskservice.client.responses import Invalid, NotFound, TaskCancelled, TaskServiceError
-from taskservice.client.spool import open_file
 from taskservice.client.task import start_task
 from taskservice.terminal import notice
 from taskservice.terms import AGENT_PREFIX

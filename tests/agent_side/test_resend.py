@@ -288,7 +288,7 @@ def test_link_among_the_runs_is_not_followed(machine: AgentMachine) -> None:
     assert resent.returncode == 1
     assert str(folder) in resent.stderr
     assert machine.user.tasks() == []
-    assert (elsewhere / LINES).read_text().endswith(" from afar\n")
+    assert (elsewhere / LINES).read_text().endswith("\nfrom afar\n")
 
 
 def test_runs_are_kept_where_no_other_user_may_enter(machine: AgentMachine) -> None:

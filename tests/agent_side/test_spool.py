@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from taskservice.client import log_tail
 from taskservice.client import spool as spool_module
 from taskservice.client.spool import Batch, Spool, now
 from taskservice.runner.program_output import LineSplitter, Masker, last_line
@@ -174,18 +175,43 @@ def test_another_process_continues_after_all_was_sent(tmp_path: Path) -> None:
     assert drained(resumed) == numbered(1_001, 2_000)
 
 
-def test_lines_over_the_limit_are_left_out_and_a_mark_says_how_many(
+def test_middle_of_a_long_log_is_left_out_and_a_mark_says_how_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "MAX_SPOOL_BYTES", 3_000_000)
+    monkeypatch.setattr(spool_module, "HEAD_BYTES", 2_000_000)
+    monkeypatch.setattr(spool_module, "TAIL_BYTES", 1_000_000)
+    monkeypatch.setattr(spool_module, "MAX_LOG_BYTES", 4_000_000)
+    monkeypatch.setattr(log_tail, "SEGMENT_BYTES", 100_000)
     spool = Spool(tmp_path)
     put(spool, 1, 1_000_000)
-    assert (tmp_path / "lines").stat().st_size <= 3_000_000
-    *first, (mark, _) = drained(spool)
-    assert first == numbered(1, len(first))
-    assert len(first) + left_out(mark) == 1_000_000
-    put(spool, 1, 1_000)
+    first = drained(spool)
+    assert spool.peek(1_000) is None  # the rest waits for the end of the program
+    spool.end()
+    (mark, _), *last = drained(spool)
+    assert first[:-1] == numbered(1, len(first) - 1)
+    assert b"its last lines follow" in first[-1][0]
+    assert last == numbered(1_000_001 - len(last), 1_000_000)
+    assert 1_000_000 <= len(text_of(last)) <= 1_200_000
+    dropped = numbered(len(first), 1_000_000 - len(last))
+    expected = f"{len(dropped):,} lines ({len(text_of(dropped)):,} bytes) left out here"
+    assert mark.decode().startswith(f"[taskservice: {expected}")
+    put(spool, 1, 1_000)  # such as a note about the output
     assert drained(spool) == numbered(1, 1_000)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_full_disk_shortens_the_end_of_a_long_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "HEAD_BYTES", 50_000)
+    spool = Spool(tmp_path)
+    put(spool, 1, 1_000_000)  # no file may get over 100 kB
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 300_000
+    first = drained(spool)
+    spool.end()
+    (mark, _), *last = drained(spool)
+    assert last == numbered(1_000_001 - len(last), 1_000_000)
+    assert int(mark.split()[1].replace(b",", b"")) == 1_000_001 - len(first) - len(last)
 
 
 def left_out(mark: bytes) -> int:
