@@ -155,15 +155,30 @@ class Sender(threading.Thread):
             self._note_full_log(path, batch.seq)
         elif batch is not None:
             self._send_batch(path, batch)
+        elif self._needs_heartbeat(closing):
+            self._send_heartbeat(path)
         elif closing:
             return self._send_report(path)
-        elif time.monotonic() - self._last_request_at >= self._heartbeat:
-            self._request("POST", f"{path}/logs", responses.APPENDED, json={"logs": []})
         else:
             until = min(self._last_request_at + self._heartbeat, next_progress)
             self.spool.news.wait(max(until - time.monotonic(), 0))
             self.spool.news.clear()
         return False
+
+    def _needs_heartbeat(self, closing: bool) -> bool:
+        # Before the report, it only checks that the service still has the lines.
+        is_due = time.monotonic() - self._last_request_at >= self._heartbeat
+        return is_due and not (closing and self.spool.seq == 1)
+
+    def _send_heartbeat(self, path: str) -> None:
+        heartbeat: dict[str, Any] = {"logs": []}
+        if self.spool.seq > 1:
+            # With this, the service refuses the heartbeat if it has lost lines that were sent.
+            heartbeat |= {"seq": self.spool.seq, "writer": self._writer}
+        try:
+            self._request("POST", f"{path}/logs", responses.APPENDED, json=heartbeat)
+        except responses.LineGap as error:
+            self.spool.renumber(error.expected)
 
     def _patch(self, path: str, changes: dict[str, Any]) -> None:
         self._request("PATCH", path, Object("id"), params={"fields": "id"}, json=changes)

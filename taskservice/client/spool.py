@@ -252,9 +252,16 @@ class Spool:
                     self._write_position()
 
     def renumber(self, seq: int) -> None:
-        """Set the number of the next line."""
+        """Set the number of the next line, which the service expects.
+
+        If it is too low, the service has lost lines, and the next line states their number.
+        """
         with self._lock:
-            self.seq, self._batch = seq, None
+            lost, self.seq, self._batch = self.seq - seq, seq, None
+            if 0 < lost < _UNKNOWN_SEQ // 2:
+                text = f"{plural(lost, 'line')} missing here: the service has lost what was sent"
+                marker = Batch.of(seq, timed(note(text), now()))
+                self._batch = marker._replace(stored_bytes=0)
 
     def discard(self) -> None:
         """Drop all lines, and all lines added later."""

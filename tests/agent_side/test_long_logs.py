@@ -1,11 +1,12 @@
-"""Logs that are longer than a task's log may be."""
+"""Logs that are longer than a task's log may be, and lines that the service has lost."""
 
 import re
 import signal
 from pathlib import Path
 
-from tests.support.agent_machine import AgentMachine
-from tests.support.waiting import until
+from tests.support.agent_machine import AgentMachine, kill
+from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 MIB = 1024 * 1024
 HEAD, TAIL, FILE, LOG = 2 * MIB, MIB, MIB // 16, 4 * MIB
@@ -137,3 +138,50 @@ def test_log_that_fits_is_whole(machine: AgentMachine) -> None:
     lines = machine.user.the_log()
     lines.remove(FOLLOWS)
     assert lines == NUMBERS[:600_000]
+
+
+# --- lines that the service has lost -----------------------------------------------------
+
+MISSING = "[taskservice: 2 lines missing here: the service has lost what was sent]"
+
+
+def restore_without_two_lines(service: Service, machine: AgentMachine, backup: Path) -> None:
+    """Restore a backup that was made before the second and third line."""
+    until(lambda: machine.user.the_log() == ["one"])
+    assert service.run("db", "backup", str(backup)).returncode == 0
+    machine.home.joinpath("more").touch()
+    until(lambda: machine.user.the_log() == ["one", "two", "three"])
+    kill(service)
+    restored = service.run("db", "restore", str(backup), "--force")
+    assert restored.returncode == 0, restored
+    service.start()
+
+
+WAITS = 'wait_for() { until [ -e "$HOME/$1" ]; do sleep 0.1; done; }; '
+
+
+def test_lines_that_a_restore_has_lost_are_counted(
+    own_service: Service, own_machine: AgentMachine, tmp_path: Path
+) -> None:
+    script = WAITS + "echo one; wait_for more; echo two; echo three; wait_for last; echo four"
+    process = own_machine.spawn_script(script)
+    restore_without_two_lines(own_service, own_machine, tmp_path / "backup.db")
+    own_machine.home.joinpath("last").touch()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    task = own_machine.user.the_task()
+    assert (task["status"], task["logs"]) == ("complete", ["one", MISSING, "four"])
+    assert own_machine.left_runs() == []
+
+
+def test_lost_lines_are_noticed_though_the_program_is_silent(
+    own_service: Service, own_machine: AgentMachine, tmp_path: Path
+) -> None:
+    own_machine.beat_often()
+    script = WAITS + "echo one; wait_for more; echo two; echo three; wait_for last"
+    process = own_machine.spawn_script(script)
+    restore_without_two_lines(own_service, own_machine, tmp_path / "backup.db")
+    until(lambda: own_machine.user.the_log() == ["one", MISSING])
+    own_machine.home.joinpath("last").touch()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert own_machine.user.the_log() == ["one", MISSING]
