@@ -69,7 +69,7 @@ docs = Blueprint(
 )
 docs.before_request(ignore_dates)
 
-# The help pages, which docs/site/build.py writes when the package is built.
+# The help pages, which docs/site/build_help.py writes when the package is built.
 help_pages = Blueprint("help", __name__, static_folder="../help", static_url_path="/help")
 help_pages.before_request(ignore_dates)
 

@@ -18,7 +18,6 @@ from taskservice.operations import database_check
 from taskservice.operations.backup import backup, copy_before_upgrade, restore
 from taskservice.operations.database_copy import copy
 from taskservice.terminal import exit_with_error, notice, print_json, print_line
-from taskservice.terms import see_documentation
 
 
 def _address(value: str) -> URL:
@@ -80,7 +79,6 @@ def rollback(yes: bool) -> None:
     config, database = _sqlite_file(
         "for PostgreSQL, stop every node, drop all tables, and run "
         'pg_restore --dbname="$TASKSERVICE_DATABASE_URL" before-upgrade.dump'
-        + see_documentation("docs/operate/backup.md#restore")
     )
     with one_line_errors():
         copy = copy_before_upgrade(database)

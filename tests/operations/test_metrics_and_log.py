@@ -864,7 +864,8 @@ def test_every_line_of_the_log_is_json(tmp_path: Path) -> None:
     settings = {"LOG_FORMAT": "json", "CALBACK_ALLOWED": "loopback"}
     with Service(tmp_path / "data", **settings) as first:
         first.stop()
-    with OwnGunicorn(tmp_path / "data", **settings) as service:
+    service = OwnGunicorn(tmp_path / "data", **settings)
+    with service:
         service.stop()
     background = run_until_started([*COMMAND, "background"], service.environment)
     service.environment["TASKSERVICE_THREADS"] = "no"
