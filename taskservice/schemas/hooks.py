@@ -21,6 +21,7 @@ class HookFieldsSchema(Schema):
         "https://ntfy.example/alerts",
         required=True,
         **fields.bytes_at_most(terms.MAX_CALLBACK),
+        pattern="^([Hh][Tt][Tt][Pp][Ss]?://|[Mm][Aa][Ii][Ll][Tt][Oo]:).",
     )
     format = fields.choice(
         "The format of the messages. The default depends on the target: `mail` for `mailto:`, "

@@ -45,6 +45,7 @@ class StartSchema(fields.RequestSchema):
         "https://myapp.example/api/v1/callback/2100aaa",
         **fields.bytes_at_most(terms.MAX_CALLBACK),
         format="uri",
+        pattern="^[Hh][Tt][Tt][Pp][Ss]?://.",
     )
     timeout = fields.timeout(
         "Seconds after which a claimed task times out if its agent sends no append or report; 0 "

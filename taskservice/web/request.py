@@ -117,7 +117,7 @@ class Operation:
 
 def is_optional(schema: Schema) -> bool:
     """Whether a request can omit this body or query: none of its fields is required."""
-    return not any(field.required for field in schema.fields.values())
+    return bool(schema.partial) or not any(field.required for field in schema.fields.values())
 
 
 def by_media_type(content: Content) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from tests.support.service import Service
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
 
-# All that it can check, but that what fits a schema is accepted: that an agent exists,
-# or that a time lies in the future, no schema can say.
+# All that it can check. Instead of this check, `accepts_what_the_schema_allows` of
+# tests/support/fuzzing.py knows what no schema can say.
 NOT_CHECKED = "positive_data_acceptance"
 
 
