@@ -9,15 +9,15 @@ const count = (words, text) => {
 };
 
 // Guides answer more questions than reference pages, and these more than the background does.
-const rank = ({ url }) => (/^(guides|operate)/.test(url) ? 5 : url.startsWith("background") ? -5 : 0);
+const rank = ({ url }) =>
+  /^(guides|operate)/.test(url) ? 5 : url.startsWith("background") ? -5 : 0;
 
 const search = (words) => {
   const best = new Map();
   for (const section of sections) {
     const { page, heading, text } = section;
     const hits = count(words, `${page} ${heading} ${text}`);
-    const score =
-      5 * hits + 10 * count(words, page) + 10 * count(words, heading) + rank(section);
+    const score = 5 * hits + 10 * count(words, page) + 10 * count(words, heading) + rank(section);
     if (hits && score > (best.get(page)?.score ?? -Infinity)) best.set(page, { ...section, score });
   }
   return [...best.values()].sort((one, other) => other.score - one.score);
