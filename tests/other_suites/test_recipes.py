@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.api_client import RemoteClient
+from tests.support.booted_machine import SHARED, BootedMachine
 from tests.support.documents import ROOT, block_in
 from tests.support.mcp_clients.packages import python_environment
 from tests.support.requirements import needs
@@ -185,3 +186,22 @@ def test_systemd_reads_the_units_of_the_recipe(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_timer_of_the_recipe_resends_even_after_a_failed_run(tmp_path: Path) -> None:
+    with BootedMachine(tmp_path / "machine") as machine:
+        unit = block_in("guides", "recipe: backup.service")
+        (machine.folder / "backup.service").write_text(unit)
+        machine.run(
+            "useradd --system backup || id backup\n"
+            "mkdir -p /opt/taskservice/bin\n"
+            "touch /etc/backup.env\n"
+            f"cp {SHARED}/backup.service /etc/systemd/system/\n"
+            # In the place of the client's: the run fails, as its program does.
+            "printf '#!/bin/sh\\necho \"$@\" status:$EXIT_STATUS\\n[ $# = 2 ]\\n' "
+            "> /opt/taskservice/bin/taskservice\n"
+            "chmod 755 /opt/taskservice/bin/taskservice\n"
+            "systemctl daemon-reload"
+        )
+        assert machine.start("systemctl start backup.service").returncode == 1
+        assert "run --resend status:1" in machine.journal()
