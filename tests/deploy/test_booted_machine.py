@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,27 @@ def others_reach_neither_data_nor_socket(machine: BootedMachine) -> None:
     paths = ["/var/lib/taskservice", "/var/lib/taskservice-backups", "/run/taskservice", "/replica"]
     for path in paths:
         assert machine.start(f"runuser -u nobody -- ls {path}").returncode != 0
+
+
+def test_failed_unit_is_told_as_the_manual_says(tmp_path: Path) -> None:
+    with BootedMachine(tmp_path / "machine") as machine:
+        unit = block_in("operate", "notify-failure@.service")
+        # In the place of a server on the internet.
+        (machine.folder / "unit").write_text(unit.replace("/usr/bin/curl", "/bin/echo"))
+        machine.run(
+            f"cp {SHARED}/unit /etc/systemd/system/notify-failure@.service\n"
+            "cp deploy/taskservice.service deploy/taskservice-backup.service /etc/systemd/system/\n"
+            "useradd --system taskservice || id taskservice\n"
+            "mkdir -p /opt/taskservice/bin\n"
+            "printf '#!/bin/sh\\nexit 2\\n' > /opt/taskservice/bin/taskservice\n"
+            "cp /opt/taskservice/bin/taskservice /opt/taskservice/bin/taskservice-backup\n"
+            "chmod 755 /opt/taskservice/bin/*"
+        )
+        machine.run(block_in("operate", "on failure"))
+        for name in ("taskservice", "taskservice-backup"):
+            assert machine.start(f"systemctl start {name}.service").returncode == 1
+            until(partial(is_in_journal, machine, f"-d {name} failed on"))
+
+
+def is_in_journal(machine: BootedMachine, text: str) -> bool:
+    return text in machine.journal()
