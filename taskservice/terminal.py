@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -158,6 +159,7 @@ def print_table(
     are omitted, then the `optional` columns in the given order, and finally cells are truncated.
     """
     table = [[escaped(cell) for cell in row] for row in rows]
+    header = table[0]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     if is_terminal and optional is not None:
         table = _fitted(table, shutil.get_terminal_size().columns, optional)
@@ -171,6 +173,11 @@ def print_table(
             shown = f"\x1b[{number}m{cell}{_PLAIN}" if number else cell
             line += shown + " " * (width - len(cell)) + "  "
         _write(line.rstrip())
+    filled = {name for name, *cells in zip(*rows, strict=True) if set(cells) - {"-"}}
+    if omitted := [name for name in header if name in filled and name not in table[0]]:
+        text = f"Not shown: {', '.join(omitted)} (--json prints all)"
+        for line in textwrap.wrap(text, shutil.get_terminal_size().columns):
+            _write(line)
 
 
 # Truncated cells have at least _SHORT_CELL characters, and IDs in the first column _SHORT_ID.

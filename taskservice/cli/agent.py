@@ -1,5 +1,6 @@
 """`taskservice agent`: named programs and workflows."""
 
+import sys
 import time
 from collections.abc import Collection
 from typing import Any
@@ -187,10 +188,16 @@ def _set_muted(agent_id: str, until: str | None) -> None:
 
 @command.command("delete", "summarizer")
 @click.argument("agent_id", type=options.known_agent)
-def delete(agent_id: str) -> None:
-    """Delete an agent and its keys. The agent must have no tasks."""
+@options.flag("--yes", help="Delete without asking for confirmation.")
+def delete(agent_id: str, yes: bool) -> None:
+    """Delete an agent and its keys. The agent must have no tasks.
+
+    On a terminal, the command asks for confirmation.
+    """
     with service_client() as client:
         whole_id = registered_agent_id(client, agent_id)
+        if not yes and sys.stdin.isatty():
+            click.confirm(f"Delete agent {whole_id} and its keys?", abort=True, err=True)
         client.delete_agent(whole_id)
     print_line(f"{whole_id} is deleted")
 

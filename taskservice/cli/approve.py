@@ -18,6 +18,7 @@ from unicodedata import category
 import click
 
 from taskservice.cli import options
+from taskservice.cli.service_client import warn_of_similar_variables
 from taskservice.cli.watchdog import SIGNALS, ended_if_killed
 from taskservice.client import Client, Task, TaskServiceError, responses
 from taskservice.client.task import ask_alone
@@ -74,6 +75,7 @@ def command(agent: str | None, timeout: int) -> None:
     # A thread waits for these signals, since an exception that a signal handler raises can be lost.
     signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    warn_of_similar_variables()
     try:
         connection = Client().connection
         with ended_if_killed(connection, timeout) as on_start:

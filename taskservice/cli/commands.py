@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import takewhile
@@ -69,7 +70,19 @@ def _readable_errors(calls_approve: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
+def _restart_in_utf8() -> None:
+    """In an ASCII locale, restart Python in its UTF-8 mode, so that text passes unchanged."""
+    # Otherwise, names in arguments would be refused, and letters would be printed as "?".
+    if sys.getfilesystemencoding() == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
 class _CommandsOnDemand(click.Group):
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        if args is None:
+            _restart_in_utf8()
+        return super().main(args, *others, **options)
+
     def make_context(
         self, info_name: str | None, args: list[str], *others: Any, **options: Any
     ) -> click.Context:

@@ -45,6 +45,8 @@ def command(url: str, profile: str | None) -> None:
             key = click.prompt(f"API key for {url}", hide_input=True, err=True).strip()
         else:
             key = sys.stdin.readline().strip()
+        if not key:
+            exit_with_error("stdin is empty; login reads the API key there: login < key.txt", 2)
         connection = service_client.PersonConnection(url, key)
         user = connection.call("GET", "/user", responses.USER).data
         _save({**profiles, name: {"url": connection.url, "apikey": key}})

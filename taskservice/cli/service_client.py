@@ -16,7 +16,7 @@ from taskservice.cli.options import has_prefix, only_match
 from taskservice.client import Client, SettingError, TaskServiceError, responses
 from taskservice.client.http import CONNECT_SECONDS, Connection
 from taskservice.client.spool import rfc3339
-from taskservice.terminal import exit_with_error, notice
+from taskservice.terminal import escaped, exit_with_error, notice
 from taskservice.terms import KEY_VARIABLE, MAX_LIMIT
 
 # If the service is unavailable, commands started by programs retry for this many seconds.
@@ -96,9 +96,25 @@ def program_client(retry_timeout: float | None = None, failure: int = 1) -> Iter
         yield Client(retry_timeout=PROGRAM_SECONDS if retry_timeout is None else retry_timeout)
 
 
+# What people type for the two variables, without underscores.
+_SIMILAR = {
+    "TASKSERVICE_URL": r"TASKSERVICE(API|BASE|SERVER)?(URL|HOST|ADDRESS|SERVER)",
+    KEY_VARIABLE: r"TASKSERVICE(API|USER|AGENT)?(KEY|TOKEN)",
+}
+
+
+def warn_of_similar_variables() -> None:
+    """Name each variable that is probably a misspelt TASKSERVICE_URL or TASKSERVICE_APIKEY."""
+    for name, pattern in _SIMILAR.items():
+        for similar in () if name in os.environ else sorted(os.environ):
+            if re.fullmatch(pattern, similar.upper().replace("_", "")):
+                notice(f"{escaped(similar)} is not used; the variable is {name}")
+
+
 @contextmanager
 def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterator[None]:
     """Turn an error of the client into one line and an exit status, as `service_client` does."""
+    warn_of_similar_variables()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Replace characters that the terminal cannot encode, which would end the command.

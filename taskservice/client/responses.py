@@ -1,6 +1,7 @@
 """Parses and checks the responses of the service, and raises their errors."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,7 @@ from typing import (
     get_origin,
     is_typeddict,
 )  # fmt: skip
+from urllib.parse import unquote
 
 import requests
 
@@ -178,6 +180,8 @@ class QuestionWithdrawn(QuestionNotAnswered):
 
     sentence = "The question was withdrawn"
 
+
+_ID_IN_PATH = re.compile(r"/(task|agent|question|hook|key|link)/([^/?]+)")
 
 RETRYABLE = (Unreachable, UnexpectedResponse, Unavailable)  # another attempt can succeed
 
@@ -430,7 +434,12 @@ def _error(received: requests.Response) -> TaskServiceError:
     # Programs stop on NotFound, so raise it only for these error codes. Any other 404 means that
     # the path is unknown or that another program responded.
     if problem and (status != 404 or problem.get("code") in (NOT_FOUND, NO_GOOD_RUN)):
-        return _kind(status, problem)(status, problem)
+        error = _kind(status, problem)(status, problem)
+        # The service does not repeat the ID; say which ID it was, and of what.
+        if isinstance(error, NotFound) and (ids := dict(_ID_IN_PATH.findall(received.url))):
+            noun = "task" if error.detail.startswith("Task") else [*ids][-1]
+            error.args = (f"{error.detail}: {noun} {unquote(ids.get(noun, ''))}",)
+        return error
     if problem.get("code") == NO_SUCH_PATH:
         return UnknownPath(_not_ours(received))
     if 300 <= status < 400 and "Location" in received.headers:

@@ -160,9 +160,15 @@ class Run:
             raise failure
         if isinstance(failure, (*RETRYABLE, NotTheService)):
             text = "the task will be started when the service is reachable"
+        elif isinstance(failure, (responses.InvalidKey, responses.Forbidden)):
+            self._start_refusal = str(failure)
+            text = (
+                "nothing is recorded; run `taskservice login` with a full key or an agent key, "
+                "then `taskservice run --resend` for this run"
+            )
         else:
             self._start_refusal = str(failure)
-            text = "its log lines are queued until the service accepts the key and settings"
+            text = "its log lines are stored for `taskservice run --resend`"
         notice(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, is_strict: bool) -> TaskServiceError | None:
