@@ -130,6 +130,12 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
     refused = run("taskservice", "serve")
     assert refused.returncode == 2
     assert refused.stderr.endswith(f": pip install '{file}[server]'\n")
+    # The wheel is gone, as a download often is later.
+    file.rename(tmp_path / "moved.whl")
+    assert run("taskservice", "serve").stderr.endswith(": pip install 'taskservice[server]'\n")
+    (folder.parent / "pipx_metadata.json").touch()
+    of_pipx = ": pipx install --force 'taskservice[server]'\n"
+    assert run("taskservice", "serve").stderr.endswith(of_pipx)
     away = {"TASKSERVICE_URL": "http://127.0.0.1:1", "TASKSERVICE_APIKEY": "x"}
     away["XDG_STATE_HOME"] = str(tmp_path / "away")
     assert (
