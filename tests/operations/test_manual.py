@@ -47,6 +47,7 @@ def typed(shell: Terminal, mark: str, **names: str) -> str:
 
 
 EXAMPLES = {
+    "restored": "/var/lib/taskservice/restored",
     "other": "/srv/other", "backup": "/backup/", "today": "$(date +%F)",
     "database": "instance/taskservice.db", "replica": "/backup/replica",
     "key": "KEY_ID", "user": "alice", "postgresql": "postgresql://tasks@db.example.org/tasks",
@@ -58,7 +59,10 @@ def test_backup_and_restore_work_as_printed(shell: Terminal, tmp_path: Path) -> 
     shell.run("taskservice user add bob")
     assert "ok       integrity" in typed(shell, "restore", backup=f"{tmp_path}/")
     assert shell.run("taskservice user list --json").count("name") == 1
-    assert "alice" in typed(shell, "look into a backup", backup=f"{tmp_path}/")
+    restored = str(tmp_path / "data" / "restored")
+    looked = typed(shell, "look into a backup", backup=f"{tmp_path}/", restored=restored)
+    assert "alice" in looked
+    assert not Path(restored).exists()
 
 
 def test_move_works_as_printed(shell: Terminal, databases: Databases, tmp_path: Path) -> None:
