@@ -12,7 +12,9 @@ from taskservice import resources
 from taskservice.background import removal, timeouts
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.background.removal import in_batches
-from taskservice.database import clock
+from taskservice.database import clock, files
+from taskservice.database.address import sqlite_file
+from taskservice.database.types import db
 from taskservice.operations import health
 from taskservice.services import (
     deliveries,
@@ -41,6 +43,11 @@ def expire_deliveries() -> bool:
     return in_batches(deliveries.expire)
 
 
+def make_reserve() -> None:
+    if database := sqlite_file(db.engine.url):
+        files.make_reserve(database)
+
+
 def remove_deleted_hooks() -> bool:
     return in_batches(hooks.remove_deleted)
 
@@ -54,6 +61,7 @@ JOBS: tuple[Callable[[], bool | None], ...] = (
     removal.index_names,
     removal.sweep,
     removal.shrink,
+    make_reserve,
 )
 
 

@@ -9,7 +9,7 @@ import click
 from sqlalchemy.engine import URL, make_url
 
 from taskservice.cli import options
-from taskservice.cli.serve import load_config, one_line_errors, prepare_files
+from taskservice.cli.serve import load_config, name_database, one_line_errors, prepare_files
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown, sqlite_file
@@ -57,6 +57,7 @@ def upgrade(yes: bool) -> None:
             notice(_DUMP)
             _confirm("Is there a backup? Upgrade the database")
         migrations.upgrade(url)
+        name_database(config)
     print_line(migrations.head())
 
 
@@ -103,8 +104,9 @@ def check(as_json: bool) -> None:
 
     The exit status is 1 if there is an error, otherwise 0, even if there are warnings.
     """
-    states = set()
-    for finding in database_check.findings(load_config()):
+    config, states = load_config(), set()
+    name_database(config)
+    for finding in database_check.findings(config):
         states.add(finding.state)
         line = f"{finding.state:8} {finding.check:11} {finding.message}"
         print_json(vars(finding)) if as_json else print_line(line)

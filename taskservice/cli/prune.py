@@ -24,7 +24,7 @@ def command(dry_run: bool, as_json: bool) -> None:
     You need not stop the service. The service deletes nothing in the five minutes after its start
     or a change of the clock; this command does not wait.
     """
-    with service_app():
+    with service_app(makes_space=not dry_run):
         bounds = removal.bounds(database_time())
         if not any(bounds):
             notice(

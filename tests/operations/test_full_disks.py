@@ -115,6 +115,46 @@ def test_command_next_to_a_service_on_a_full_disk_changes_nothing(
         assert run(disk, "key", "revoke", key).returncode == 0
 
 
+def test_what_makes_space_works_on_a_full_disk(databases: Databases, tmp_path: Path) -> None:
+    """With and without a service that runs."""
+    with small_disk(tmp_path / "data", "48m") as disk:
+        databases.copy_sqlite(disk)
+        with Service(disk) as service:
+            alice = service.add_user("alice")
+            log = {"logs": ["x" * 60_000] * 10}
+            tasks = [alice.start(claim=True) for _ in range(12)]
+            for task in tasks:
+                alice.request("POST", f"/task/{task['id']}/logs", json=log).raise_for_status()
+                alice.report(task, status="complete")
+            running = alice.start(claim=True)
+            # The service makes the reserve in a round of maintenance; the last one is at its end.
+            assert service.stop() == 0
+            empty_log(disk)
+            fill(disk)
+            refused = one_line(run(disk, "key", "add", "alice", "--name", "laptop"), 1)
+            assert refused.endswith("its disk is full; run `taskservice prune`")
+            pruned = run(disk, "prune", RETENTION_DAYS="0.0000001")
+            assert (pruned.returncode, pruned.stdout) == (0, "12 tasks deleted\n"), pruned
+            assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 6_000_000
+
+            # Its space goes to the reserve again.
+            (disk / "filler").unlink()
+            service.start()
+            assert service.stop() == 0
+            service.start()
+            empty_log(disk)
+            fill(disk)
+            path = f"/task/{running['id']}"
+            assert alice.request("DELETE", path).status_code == 503
+            assert run(disk, "prune").returncode == 0
+            assert alice.request("DELETE", path).status_code == 200
+            (disk / "filler").unlink()
+            assert service.stop() == 0
+            empty_log(disk)
+            fill(disk)
+            assert run(disk, "user", "delete", "alice", "--yes").returncode == 0
+
+
 def test_backup_to_a_full_disk_leaves_nothing(source: Path, disk: Path) -> None:
     filler = fill(disk)
     assert "disk is full" in one_line(run(source, "db", "backup", str(disk / "backup.db")), 1)

@@ -224,3 +224,23 @@ def unique_keys(connection: psycopg.Connection[Any], name: str) -> tuple[bool, l
     columns = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass"
     has_user = ("user_id",) in connection.execute(columns, [name]).fetchall()
     return has_user, sorted(set.intersection(*keys))
+
+
+def test_command_names_a_database_that_is_not_the_default_one(
+    databases: Databases, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    url = f"{databases.new_postgresql()}&password=hunter2"
+    data = tmp_path / "data"
+    assert run(data, "db", "upgrade").stderr == ""
+    for command in ("user add alice", "prune", "user list", "db upgrade", "db check", "key list"):
+        with subtests.test(command):
+            default = run(data, *command.split())
+            assert "taskservice: database " not in default.stderr
+            named = run(data, *command.split(), DATABASE_URL=url)
+            (line,) = [
+                line for line in named.stderr.splitlines() if "taskservice: database " in line
+            ]
+            assert line.startswith("taskservice: database postgresql://")
+            assert "hunter2" not in named.stderr
+    other = run(data, "user", "list", DATABASE_URL=f"sqlite:///{data}/taskservice.db")
+    assert other.stderr == ""
