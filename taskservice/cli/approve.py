@@ -82,7 +82,7 @@ def command(agent: str | None, timeout: int) -> None:
             for wait, reason in (
                 (partial(signal.sigwait, signals), "interrupted"),
                 (_wait_until_nobody_reads, "interrupted"),
-                # Usually the question expires first; but a service that went away can't say so.
+                # A service that went away never reports that the question expired.
                 (partial(time.sleep, timeout + 1), f"no answer within {typed(timeout)}"),
             ):
                 threading.Thread(target=_end_after, args=[wait, reason], daemon=True).start()
