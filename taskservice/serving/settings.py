@@ -26,7 +26,8 @@ from taskservice.operations import metrics, request_log
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
-# Maximum connections of a server process, in addition to streams and waiting requests.
+# Maximum connections of a server process, in addition to streams and waiting requests. If there are
+# more, the process closes idle ones.
 MAX_CONNECTIONS = 500
 MEMORY_DIRECTORY = Path("/dev", "shm")
 M_MMAP_THRESHOLD = -3  # of malloc.h

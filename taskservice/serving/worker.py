@@ -3,13 +3,18 @@
 import errno
 import os
 import resource
+import selectors
 import signal
 import socket
 import struct
+import sys
+import termios
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from fcntl import ioctl
 from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
@@ -17,7 +22,6 @@ from threading import Thread, local
 from types import FrameType
 from typing import Any
 
-from gunicorn import util
 from gunicorn.config import Config
 from gunicorn.http import get_parser
 from gunicorn.http.body import ChunkedReader
@@ -32,15 +36,15 @@ from taskservice.serving import refusals
 # 2.6 MB on loopback, and more is sent only when a third of it is free. A client that reads 10 KB/s
 # would then seem to read nothing for over a minute.
 SEND_BUFFER = 128 * 1024
-# The interval at which a thread that waits for the bytes of a request checks the deadline.
-READ_SECONDS = 0.25
+# The interval at which a thread that waits for a client checks the time.
+CHECK_SECONDS = 0.25
 # If no thread has begun a request for this many seconds, all threads count as held up.
 HELD_UP_SECONDS = 0.25
-# The maximum number of bytes that a client may still send after its response, and the number of
-# seconds in which it may send them. Closing the connection earlier would reset it, and the client
-# could not read the response.
-MAX_UNREAD = 64 * 1024 * 1024
+# The number of seconds in which a client may send the rest of its request after the response, and
+# may close the connection. Closing it earlier would reset it if bytes still arrived, and the client
+# could not read the response. When the service stops, idle connections are closed sooner.
 UNREAD_SECONDS = 2.0
+STOP_SECONDS = 0.5
 PIECE = 64 * 1024
 
 
@@ -72,9 +76,13 @@ class ThreadPool:
             resources.start_thread("pool", self._run)
             self._current.is_replaced = True
 
+    def waiting(self) -> int:
+        """The number of requests that wait for a thread."""
+        return self._jobs.qsize()
+
     def relieve(self) -> None:
         """If all threads are held up, start a thread for each request that waits for a thread."""
-        waiting = self._jobs.qsize()
+        waiting = self.waiting()
         if waiting and time.monotonic() - self._begun_at > HELD_UP_SECONDS:
             self._extra = [thread for thread in self._extra if thread.is_alive()]
             # If there is no memory for a thread, the requests continue to wait.
@@ -111,7 +119,7 @@ class RequestReader(SocketUnreader):
     def chunk(self, size_hint: int | None = None) -> bytes:
         """The next bytes; empty if the client disconnected. Raises a Problem: 400, 408 or 503."""
         while time.monotonic() < self.deadline:
-            # BlockingIOError: no bytes have arrived for READ_SECONDS.
+            # BlockingIOError: no bytes have arrived for CHECK_SECONDS.
             with suppress(BlockingIOError):
                 data: bytes = super().chunk(size_hint)
                 if not data and self.has_head:
@@ -122,34 +130,56 @@ class RequestReader(SocketUnreader):
         raise refusals.late()
 
 
+class ClientSocket(socket.socket):
+    """A client's socket, whose `sendall` fails if the client takes nothing for `send_seconds`."""
+
+    send_seconds = inf
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        sent, taken, taken_at = 0, -inf, time.monotonic()
+        while True:
+            # BlockingIOError: the kernel's buffer has been full for CHECK_SECONDS.
+            with suppress(BlockingIOError):
+                sent += self.send(memoryview(data)[sent:], flags)
+            if sent == len(data):
+                return
+            # The bytes in the kernel's buffer are sent, but the client has not taken them.
+            buffered = ioctl(self, termios.TIOCOUTQ, bytes(4))
+            before, taken = taken, sent - int.from_bytes(buffered, sys.byteorder)
+            if taken > before:
+                taken_at = time.monotonic()
+            elif time.monotonic() - taken_at > self.send_seconds:
+                raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing")
+
+
 class Connection(TConn):
     """A client's connection."""
 
-    def __init__(self, send_seconds: float, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         # The kernel applies these timeouts: with Python's own timeout, a check for data would wait.
-        for option, seconds in (
-            (socket.SO_RCVTIMEO, READ_SECONDS), (socket.SO_SNDTIMEO, send_seconds),
-        ):  # fmt: skip
-            timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+        timeout = struct.pack("ll", 0, int(CHECK_SECONDS * 1_000_000))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.sock.setsockopt(socket.SOL_SOCKET, option, timeout)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.parser = get_parser(self.cfg, self.sock, self.client)
         self.parser.unreader = self.reader = RequestReader(self.sock)
 
-    def wait_for_data(self, timeout: float) -> bool:
-        # gunicorn would let a thread wait for a client that sends nothing.
-        return bool(super().wait_for_data(0))
-
-    def close(self, graceful: bool = False) -> None:
-        # gunicorn would wait for the client in its event loop; `Worker.handle` has already waited.
-        super().close()
+    def has_news(self) -> bool:
+        """Whether bytes have arrived, or the client has disconnected."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
 
 class Worker(ThreadWorker):
     """Serves requests in THREADS threads, and each request that waits in a separate thread.
 
-    Only tests change `request_seconds` and `response_seconds`.
+    Only tests change `request_seconds`, `response_seconds` and `linger_seconds`.
     """
 
     # The signals that arrived before this process had its own handlers; the handlers inherited from
@@ -157,11 +187,13 @@ class Worker(ThreadWorker):
     early_signals: SimpleQueue[int] = SimpleQueue()
     # The slot for the metrics of this process; each running worker has a different slot.
     slot = 0
+    worker_connections: int
     # The maximum number of threads in addition to THREADS, for requests that are held up.
     more_threads = 200
     background_threads: Sequence[Thread] = ()
     request_seconds = 30.0
     response_seconds = 30.0
+    linger_seconds = UNREAD_SECONDS
 
     @classmethod
     def check_config(cls, cfg: Config, _log: object) -> None:
@@ -176,6 +208,10 @@ class Worker(ThreadWorker):
     def init_process(self) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # The other half is for the database.
+        self.worker_connections = min(self.worker_connections, hard // 2)
+        # Connections whose last response was sent, and whose clients have not yet closed them.
+        self.closing_conns: deque[Connection] = deque()
         super().init_process()
 
     def init_signals(self) -> None:
@@ -191,19 +227,83 @@ class Worker(ThreadWorker):
 
     # The thread of the event loop calls these methods.
 
-    def accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: socket.socket) -> bool:
+        """Accept a connection; returns whether there was one."""
         # If no file descriptor is free, `accept` raises an error, which would end the event loop.
         with suppress(OSError):
-            sock, client = listener.accept()
-            arguments = self.cfg, sock, client, listener.getsockname()
-            connection = Connection(self.response_seconds, *arguments)
+            accepted, client = listener.accept()
+            kind = accepted.family, accepted.type, accepted.proto
+            sock = ClientSocket(*kind, accepted.detach())
+            sock.send_seconds = self.response_seconds
+            connection = Connection(self.cfg, sock, client, listener.getsockname())
             self.nr_conns += 1
-            self.enqueue_req(connection)
+            # gunicorn would let a thread wait for the first bytes.
+            connection.set_timeout()
+            self.watch(connection, self.pending_conns, self.on_pending_socket_readable)
+            return True
+        return False
+
+    def watch(
+        self, conn: Connection, queue: deque[Connection], on_readable: Callable[..., None]
+    ) -> None:
+        """Call `on_readable` when bytes arrive or the client disconnects."""
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(on_readable, conn))
+        queue.append(conn)
+
+    def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
+        if fs.exception() or fs.result():
+            super().finish_request(conn, fs)
+            return
+        # gunicorn would wait here until the client closes the connection.
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The client has disconnected.
+            self.nr_conns -= 1
+            conn.close()
+        else:
+            seconds = STOP_SECONDS if resources.stopping.is_set() else self.linger_seconds
+            conn.timeout = time.monotonic() + seconds
+            self.watch(conn, self.closing_conns, self.discard)
+
+    def discard(self, conn: Connection, sock: socket.socket) -> None:
+        """Discard what a client sends after its last response, or close the connection."""
+        with suppress(OSError):
+            if sock.recv(PIECE):
+                return
+        self.closing_conns.remove(conn)
+        self.drop(conn)
+
+    def drop(self, conn: Connection) -> None:
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def close_idle(self) -> None:
+        """Close connections after `linger_seconds`, and an idle one if there are too many.
+
+        This is the oldest of the most frequent kind, so that silent clients cost no connection that
+        is in use. No connection is closed on which a request has begun to arrive.
+        """
+        while self.closing_conns and self.closing_conns[0].timeout < time.monotonic():
+            self.drop(self.closing_conns.popleft())
+        if self.nr_conns >= self.worker_connections:
+            queues = [self.closing_conns, self.keepalived_conns, self.pending_conns]
+            idle = [queue for queue in queues if queue and not queue[0].has_news()]
+            if idle:
+                self.drop(max(idle, key=len).popleft())
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        if self.tpool.waiting() or self.closing_conns:
+            timeout = min(timeout, HELD_UP_SECONDS)
+        super().wait_for_and_dispatch_events(timeout)
 
     def notify(self) -> None:
         """The event loop calls this after each event, and at least once a second."""
         super().notify()
         self.tpool.relieve()
+        self.close_idle()
         # A worker stops when its parent has ended.
         self.alive = self.alive and self.ppid == os.getppid()
         if self.alive and not all(thread.is_alive() for thread in self.background_threads):
@@ -212,10 +312,14 @@ class Worker(ThreadWorker):
             self.alive = False
         if not self.alive and not resources.stopping.is_set():
             resources.begin_stop()
-            # Connections without a request are closed after half a second.
-            until = time.monotonic() + 0.5
-            for connection in [*self.keepalived_conns, *self.pending_conns]:
-                connection.timeout = min(connection.timeout, until)
+            # Clients that have connected may have sent requests.
+            for listener in self.sockets:
+                while self.accept(listener):
+                    pass
+            until = time.monotonic() + STOP_SECONDS
+            for connections in (self.keepalived_conns, self.pending_conns, self.closing_conns):
+                for connection in connections:
+                    connection.timeout = min(connection.timeout, until)
 
     def run(self) -> None:
         super().run()
@@ -227,20 +331,14 @@ class Worker(ThreadWorker):
     def handle(self, conn: Connection) -> object:
         conn.reader.deadline = time.monotonic() + self.request_seconds
         conn.reader.has_head = False
-        result = super().handle(conn)
-        if not result:
-            util.close_graceful(conn.sock, UNREAD_SECONDS, MAX_UNREAD)
-        return result
+        return super().handle(conn)
 
     def handle_request(self, req: Request, conn: Connection) -> bool:
         refusals.check_head(req)
         conn.reader.has_head = True
         if isinstance(req.body.reader, ChunkedReader):
             req.body.reader.parser = refusals.checked_chunks(req.body.reader.parser)
-        try:
-            is_kept: bool = super().handle_request(req, conn)
-        except BlockingIOError as error:
-            raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
+        is_kept: bool = super().handle_request(req, conn)
         # Read the part of the body that the application has not read. gunicorn would read less of
         # it, and would send a second response if this part is malformed.
         conn.reader.deadline = time.monotonic() + UNREAD_SECONDS

@@ -21,6 +21,7 @@ from tests.support.gunicorn_process import (
     HELLO,
     MIB,
     THREADS,
+    Code,
     GunicornProcess,
     chunked,
     post,
@@ -136,6 +137,47 @@ def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: Gunico
         # Only a thread that one of them held can answer.
         assert server.get("/hello") == b"hello"
     assert "Traceback" not in server.log
+
+
+def test_reader_that_takes_nothing_is_let_go_once_and_not_each_time_a_buffer_fills(
+    tmp_path: Path,
+) -> None:
+    attributes = {"response_seconds": 8.0, "more_threads": 0}
+    with started(tmp_path, attributes=attributes) as server, ExitStack() as stack:
+        request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
+        for _ in range(THREADS):
+            client = stack.enter_context(server.connect(request, receive_buffer=16_384))
+            assert client.recv(1)
+        # No thread is free before that.
+        assert 7.0 < server.seconds_to_answer() < 16.0
+
+
+def test_client_that_does_not_close_after_its_answer_holds_no_thread(tmp_path: Path) -> None:
+    # The server would wait for such a client for longer than the test does.
+    attributes = {"linger_seconds": 10 * PATIENCE_SECONDS, "more_threads": 0}
+    settings = {"worker_connections": 5 * THREADS}
+    with (
+        started(tmp_path, attributes=attributes, settings=settings) as server,
+        ExitStack() as stack,
+    ):
+        for _ in range(10 * THREADS):
+            client = stack.enter_context(server.connect(b"GET /hello HTTP/1.0\r\n\r\n"))
+            assert read_to_end(client).endswith(b"hello")
+        # The latest are still awaited, and read.
+        with server.connect(post(bytes(MIB), path="/unread").replace(b"1.1", b"1.0")) as client:
+            assert read_to_end(client).endswith(b"no")
+
+
+def test_idle_clients_leave_file_descriptors_to_others(tmp_path: Path) -> None:
+    attributes = {"limited": Code("__import__('resource').setrlimit(7, (120, 120))")}
+    settings = {"keepalive": 10 * int(PATIENCE_SECONDS)}
+    with (
+        started(tmp_path, attributes=attributes, settings=settings) as server,
+        ExitStack() as stack,
+    ):
+        for _ in range(150):
+            stack.enter_context(server.connect())
+        assert server.get("/hello") == b"hello"
 
 
 def test_slow_clients_in_all_threads_leave_others_an_answer(patient: GunicornProcess) -> None:

@@ -2,14 +2,8 @@
 
 from pathlib import Path
 
-from tests.support.gunicorn_process import started
+from tests.support.gunicorn_process import Code, started
 from tests.support.waiting import until
-
-
-class Code(str):
-    """Text that is put into the settings as it is."""
-
-    __repr__ = str.__str__
 
 
 def test_worker_whose_background_thread_died_makes_way_for_another(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Slow, idle and waiting clients of the real service, over real sockets."""
 
+import resource
 import select
 import socket
 import ssl
@@ -206,6 +207,42 @@ def test_idle_connections_close_no_new_client(tmp_path: Path) -> None:
         new = [stack.enter_context(connect(service.port)) for _ in range(20)]
         for client in new:
             assert status_of(client, request) == 200
+
+
+def test_2000_silent_connections_keep_nobody_waiting(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice = service.add_user()
+        request = get("/api/v1/user", alice.key)
+        kept = stack.enter_context(connect(service.port))
+        assert status_of(kept, request) == 200
+        begun = stack.enter_context(connect(service.port))
+        begun.sendall(request[:50])
+        silent = [stack.enter_context(connect(service.port)) for _ in range(2000)]
+        assert alice.start()["status"] == "running"
+        assert status_of(kept, request) == 200
+        assert status_of(begun, request[50:]) == 200
+        # The oldest were closed, and no other had to reach its time limit.
+        assert silent[0].recv(1) == b""
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)
+
+
+def test_30_readers_that_take_nothing_keep_nobody_waiting(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        request = get(task_with_log(alice), alice.key)[:-2]
+        request += b"Accept: text/plain\r\nConnection: close\r\n\r\n"
+        readers = [stack.enter_context(connect(service.port)) for _ in range(30)]
+        for reader in readers:
+            reader.sendall(request)
+            assert reader.recv(1)
+        assert bob.request("GET", "/user").status_code == 200
+        assert bob.start()["status"] == "running"
+        # None of them had been let go.
+        assert size_of_response(readers[0]) > LOG_BYTES
 
 
 def test_pipelined_requests_are_all_answered_as_their_responses_are_read(tmp_path: Path) -> None:

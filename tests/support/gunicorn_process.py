@@ -62,6 +62,12 @@ EMBEDDED = [sys.executable, "serve.py"]
 Result = TypeVar("Result")
 
 
+class Code(str):
+    """Text that is put into the settings as it is."""
+
+    __repr__ = str.__str__
+
+
 class GunicornProcess:
     """A server in a separate process group; it serves when `wait_until_it_serves` returns."""
 
