@@ -178,6 +178,7 @@ def test_idle_clients_leave_file_descriptors_to_others(tmp_path: Path) -> None:
         for _ in range(150):
             stack.enter_context(server.connect())
         assert server.get("/hello") == b"hello"
+    assert "Traceback" not in server.log
 
 
 def test_slow_clients_in_all_threads_leave_others_an_answer(patient: GunicornProcess) -> None:
