@@ -10,9 +10,6 @@ from taskservice.services import agents, attention, hooks
 
 blueprint = Blueprint("inbox", __name__)
 
-# Maximum number of questions whose forms are expanded.
-SHOWN_QUESTIONS = 3
-
 
 @blueprint.get("/inbox", strict_slashes=False)
 @shared
@@ -21,7 +18,6 @@ def show() -> Response:
     return page(
         "inbox.html",
         asking=questions.asking(caller),
-        shown_questions=SHOWN_QUESTIONS,
         alarms=alarms,
         agents=agents.by_id(caller.user_id, alarms),
         hooks=hooks.list_in_trouble(caller) if caller.agent_id is None else [],

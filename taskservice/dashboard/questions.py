@@ -26,8 +26,8 @@ from taskservice.terms import ACCEPT, ANSWERED, DECLINE, LINK, OPEN
 blueprint = Blueprint("questions", __name__)
 answers = Blueprint("answer_links", __name__, url_prefix="/answer")
 
-# Maximum number of tasks whose questions the Inbox shows; the oldest tasks are shown.
-SHOWN_TASKS = 10
+# Maximum number of questions in the Inbox.
+SHOWN_QUESTIONS = 10
 # Maximum number of closed questions on the task page.
 SHOWN_ENDED = 20
 # Maximum number of options that are shown as buttons, and maximum length of their labels.
@@ -179,17 +179,22 @@ def ended(task_id: str) -> list[Json]:
 
 
 def asking(caller: Caller) -> list[Json]:
-    """The open questions of the oldest tasks with questions, oldest first, each with its task."""
-    asked = [
+    """The open questions that expire first, and then the oldest, each with its task."""
+    asked: list[Json] = [
         {
             "task": task,
             "input": "" if task.input == "{}" else escaped(shortened(task.input, MAX_INPUT)),
             "question": question,
         }
-        for task in question_service.asking_tasks(caller, SHOWN_TASKS, MAX_INPUT + 1)
+        for task in question_service.asking_tasks(caller, SHOWN_QUESTIONS, MAX_INPUT + 1)
         for question in forms(task)
     ]
-    return sorted(asked, key=lambda entry: str(entry["question"]["askedAt"]))
+    return sorted(asked, key=lambda entry: _urgency(entry["question"]))[:SHOWN_QUESTIONS]
+
+
+def _urgency(question: Json) -> tuple[bool, str, str]:
+    expires_at = question["expiresAt"]
+    return expires_at is None, expires_at or "", question["askedAt"]
 
 
 # The page of an answer link: a question and its form.

@@ -77,11 +77,21 @@ def ended(task_id: str, count: int) -> Sequence[QuestionRow]:
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[TaskRow]:
-    """The oldest `count` tasks with open questions; `input` is truncated to `length` characters."""
+    """The first `count` tasks with open questions; `input` is truncated to `length` characters.
+
+    Tasks whose questions expire first come first, then those with the oldest questions.
+    """
     start = func.substr(Task.input, 1, length).label("input")
     asking = select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
     visible = asking.where(visible_tasks, IS_ASKING)
-    return read_all(visible.order_by(Task.created_at, Task.id).limit(count), **caller.scope)
+    # Write the condition exactly as in the index, so that the database uses the index.
+    of_task: Any = (Question.task_id == Task.id, literal_column("questions.state = 'open'"))
+    first_to_expire, oldest = (
+        select(func.min(column)).where(*of_task).correlate(Task).scalar_subquery()
+        for column in (Question.expires_at, Question.asked_at)
+    )
+    ordered = visible.order_by(first_to_expire.nulls_last(), oldest, Task.id)
+    return read_all(ordered.limit(count), **caller.scope)
 
 
 BATCH = 50  # The number of questions that one transaction expires.

@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, check_accessible
@@ -23,6 +23,10 @@ YESTERDAY = re.compile(r"^yesterday \d\d:\d\d$")
 DATE = re.compile(r"^[A-Z][a-z]{2} \d+, \d\d:\d\d$")
 # The top of the first row of a list, from the top of the page.
 TOP = "row => row.getBoundingClientRect().top + scrollY"
+# How a row of the Inbox looks: its opacity, and the colours of its name, icon, problem and button.
+LOOK = """row => [getComputedStyle(row).opacity].concat(
+  ["h3 a", ".icon", ".alarm b", ".row-actions .button"].map(
+    (part) => getComputedStyle(row.querySelector(part)).color))"""
 # Words that continue on the next line, though they fit on one.
 BROKEN_WORDS = """main => {
   const walker = document.createTreeWalker(main, NodeFilter.SHOW_TEXT), broken = [];
@@ -45,11 +49,13 @@ def fail(alice: RemoteClient, agent_id: str, message: str) -> None:
     alice.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
 
 
-def ask(alice: RemoteClient, message: str, schema: object = None) -> str:
+def ask(
+    alice: RemoteClient, message: str, schema: object = None, timeout: int | None = None
+) -> str:
     """Ask a question; returns the path of its task in the API."""
     task = alice.start("deploy", name=LONG, labels={"env": "prod"}, claim=True)
     path = f"/task/{task['id']}"
-    question = {"message": message, "schema": schema}
+    question = {"message": message, "schema": schema, "timeout": timeout}
     alice.request("POST", f"{path}/question", json=question).raise_for_status()
     return path
 
@@ -145,22 +151,104 @@ def test_time_of_another_day_has_its_date(visitor: Visitor, alice: RemoteClient)
         expect(page.locator("#agent-backup time")).to_have_text(shown)
 
 
-def test_form_in_the_fold_is_kept_while_other_questions_end(
+def withdraw(alice: RemoteClient, path: str) -> None:
+    (question,) = alice.read(path)["questions"]
+    alice.write("DELETE", f"{path}/question/{question['id']}")
+
+
+def question_of(page: Page, message: str) -> Locator:
+    return page.locator(".question").filter(has_text=message)
+
+
+def test_press_after_a_question_has_ended_answers_no_other_question(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
+    for number in range(20):
+        paths = [ask(alice, f"Delete {number} {letter}?", DELETE) for letter in "ab"]
+        with closing(visitor.context.new_page()) as page:
+            page.goto(f"{visitor.url}/inbox")
+            first, second = (question_of(page, f"Delete {number} {letter}?") for letter in "ab")
+            places = [question.bounding_box() for question in (first, second)]
+            yes = first.get_by_role("button", name="Yes")
+            yes.hover()
+            withdraw(alice, paths[0])
+            if is_shown := bool(number % 2):
+                expect(yes).to_be_disabled()
+                assert [question.bounding_box() for question in (first, second)] == places
+            page.wait_for_timeout(number * 500 / 19)
+            page.mouse.down()
+            page.mouse.up()
+            refused = page.locator("#notice").get_by_text("The question is withdrawn.")
+            expect(refused.or_(yes.and_(page.locator(":disabled")))).to_be_visible()
+            if is_shown:
+                expect(second.get_by_role("button", name="Yes")).to_be_enabled()
+        assert alice.read(paths[1])["questions"], number
+        withdraw(alice, paths[1])
+
+
+def test_second_click_of_a_double_click_does_not_answer_the_next_question(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    paths = [ask(alice, f"Delete {letter}?", DELETE) for letter in "ab"]
+    page = visitor.go("/inbox")
+    question_of(page, "Delete a?").get_by_role("button", name="Yes").click(trial=True)
+    # The animation of a question that has just appeared lasts until the test ends it.
+    page.add_init_script(
+        "addEventListener('animationstart', ({ target }) => {"
+        "  for (const animation of target.getAnimations()) animation.pause();"
+        "});"
+    )
+    question_of(page, "Delete a?").get_by_role("button", name="Yes").click()
+    expect(page.locator("#notice")).to_have_text("Answered: Yes")
+    place = question_of(page, "Delete b?").get_by_role("button", name="Yes").bounding_box()
+    assert place is not None
+    page.wait_for_function("document.getAnimations().some((each) => each.playState === 'paused')")
+    page.mouse.click(place["x"] + 9, place["y"] + 9)
+    page.evaluate("document.getAnimations().forEach((each) => each.finish())")
+    question_of(page, "Delete b?").get_by_role("button", name="No").click()
+    expect(page.locator("#notice")).to_have_text("Answered: No")
+    assert [alice.read(path)["questions"] for path in paths] == [[], []]
+
+
+def test_question_that_ended_is_greyed_and_new_ones_follow(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    first, _ = [ask(alice, f"Delete {letter}?", DELETE) for letter in "ab"]
+    page = visitor.go("/inbox")
+    expect_number(page, "2")
+    expect(page.locator(".question")).to_have_count(2)
+    colour = "question => getComputedStyle(question).color"
+    open_colour = question_of(page, "Delete a?").evaluate(colour)
+    withdraw(alice, first)
+    expect(question_of(page, "Delete a?").get_by_role("button", name="Yes")).to_be_disabled()
+    assert question_of(page, "Delete a?").evaluate(colour) != open_colour
+    assert question_of(page, "Delete b?").evaluate(colour) == open_colour
+    expect_number(page, "1")
+    # It expires first, so it is on top when the page is read again.
+    ask(alice, "Delete c?", DELETE, timeout=600)
+    expect(page.locator(".question")).to_have_text([re.compile(f"Delete {x}") for x in "abc"])
+    fail(alice, "backup", "Disk full")
+    expect(page.locator("#agent-backup")).to_be_visible()
+    expect(page.locator(".question")).to_have_text([re.compile(f"Delete {x}") for x in "abc"])
+    check_accessible(page)
+    page = visitor.go("/inbox")
+    expect(page.locator(".question")).to_have_text([re.compile(f"Delete {x}") for x in "cb"])
+
+
+def test_form_is_kept_while_other_questions_end(visitor: Visitor, alice: RemoteClient) -> None:
     paths = [ask(alice, f"Question {number}?") for number in range(1, 6)]
     page = visitor.go("/inbox")
-    page.get_by_text("2 more questions").click()
     last = page.locator(".question").last
     last.get_by_role("textbox").press_sequentially("kept")
-    for path, left in ((paths[0], 4), (paths[3], 3)):
-        (question,) = alice.read(path)["questions"]
-        alice.write("DELETE", f"{path}/question/{question['id']}")
-        expect(page.locator(".question")).to_have_count(left)
+    for path, number in ((paths[0], 1), (paths[3], 4)):
+        withdraw(alice, path)
+        ended = question_of(page, f"Question {number}?")
+        expect(ended.get_by_role("button", name="Answer")).to_be_disabled()
         expect(last.get_by_role("textbox")).to_have_value("kept")
         expect(last.get_by_role("textbox")).to_be_focused()
     last.get_by_role("button", name="Answer").click()
     expect(page.locator("#notice")).to_have_text("Answered: kept")
+    expect(page.locator(".question")).to_have_count(2)
 
 
 def test_agent_is_muted_with_one_click(visitor: Visitor, alice: RemoteClient) -> None:
@@ -171,6 +259,8 @@ def test_agent_is_muted_with_one_click(visitor: Visitor, alice: RemoteClient) ->
     row = page.locator("#agent-backup")
     expect(row).to_contain_text(MUTED)
     expect(page.locator("#inbox .row").last).to_have_id("agent-backup")
+    looks = [page.locator(f"#agent-{id_}").evaluate(LOOK) for id_ in ("backup", "poll")]
+    assert all(muted != other for muted, other in zip(*looks, strict=True)), looks
     expect_number(page, "1")
     check_accessible(page)
     row.get_by_role("button", name="Unmute backup").click()

@@ -154,7 +154,7 @@ def test_form_that_is_filled_in_survives_all_refreshes(
         later = ask(alice, task, "Later?")
         expect(form_of(page, later)).to_be_visible()
         answer(alice, task, before, answer="yes")
-        expect(form_of(page, before)).to_have_count(0)
+        expect(form_of(page, before).get_by_role("button", name="Answer")).to_be_disabled()
         expect(field).to_be_focused()
         field.press_sequentially("ure")
         expect(field).to_have_value("facture")
@@ -189,17 +189,23 @@ def test_form_says_that_its_question_was_answered_while_somebody_types(
         answer(alice, task, later, answer="-")
 
 
-def test_untouched_form_goes_when_its_question_has_ended(
+def test_question_that_ended_stays_greyed_until_the_page_is_read_again(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
     task = alice.start(name="First", claim=True)
-    question = ask(alice, task, "When?")
+    question, other = (ask(alice, task, message, DELETE) for message in ("When?", "Why?"))
     page = visitor.go(f"/tasks/{task['id']}")
-    expect(form_of(page, question)).to_be_visible()
-    alice.request("DELETE", f"/task/{task['id']}/question/{question['id']}").raise_for_status()
-    expect(form_of(page, question)).to_have_count(0)
+    place = form_of(page, other).bounding_box()
+    alice.write("DELETE", f"/task/{task['id']}/question/{question['id']}")
+    ended = form_of(page, question)
+    expect(ended.get_by_role("status")).to_have_text("This question is no longer open: withdrawn.")
+    expect(ended.get_by_role("button", name="Yes")).to_be_disabled()
+    assert form_of(page, other).bounding_box() == place
     expect(page.locator("#ended")).to_contain_text("withdrawn")
-    expect(page).to_have_title("running · First · taskservice")
+    expect(page).to_have_title("(1) running · First · taskservice")
+    page.reload()
+    expect(form_of(page, other)).to_be_visible()
+    expect(ended).to_have_count(0)
 
 
 def test_of_two_people_who_answer_at_once_one_is_told_the_answer_of_the_other(

@@ -366,20 +366,31 @@ def test_question_that_was_stored_before_a_limit_can_be_answered_and_declined(
     assert "last" in text_of(window, f"/tasks/{task['id']}")
 
 
-def test_inbox_folds_all_but_three_questions_and_has_the_forms_of_some_tasks(
+def test_inbox_has_the_questions_that_expire_first_and_then_the_oldest(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "SHOWN_TASKS", 5)
-    for number in range(1, 7):
-        ask(alice, alice.start(claim=True), f"Question {number}?")
-        text = text_of(window, "/inbox")
-        assert title_of(text) == f"({number}) Inbox · taskservice"
-        outside, _, fold = text.partition('<details class="more-questions"')
-        assert outside.count('<article class="question"') == min(number, 3)
-        assert fold.count('<article class="question"') == max(0, min(number, 5) - 3)
-        assert (f"<summary>{number - 3} more question" in fold) == (number > 3)
-        assert ("The other questions appear here" in text) == (number > 5)
-        assert "Question 1?" in outside
+    many = alice.start(claim=True)
+    # The oldest task has questions that expire second, fifth and never.
+    for task, message, timeout in (
+        (many, "sixth", 0),
+        (many, "fifth", 9_000),
+        (alice.start(claim=True), "seventh", 0),
+        (alice.start(claim=True), "first", 60),
+        (alice.start(claim=True), "third", 600),
+        (alice.start(claim=True), "fourth", 6_000),
+        (many, "second", 120),
+    ):
+        ask(alice, task, message, timeout=timeout)
+    text = text_of(window, "/inbox")
+    messages = re.findall(r'id="message-[^>]+><p>(\w+)', text)
+    assert messages == ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
+    assert "more question" not in text
+    monkeypatch.setattr(questions, "SHOWN_QUESTIONS", 4)
+    ask(alice, many, "eighth", timeout=0)
+    text = text_of(window, "/inbox")
+    assert title_of(text) == "(8) Inbox · taskservice"
+    assert re.findall(r'id="message-[^>]+><p>(\w+)', text) == messages[:4]
+    assert "4 more questions will be shown here" in text
 
 
 def test_inbox_has_forms_only_for_keys_that_can_answer(
@@ -407,7 +418,7 @@ def test_inbox_has_forms_only_for_keys_that_can_answer(
 def test_tasks_that_ask_are_found_by_their_index(
     app: Flask, window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "SHOWN_TASKS", 1)
+    monkeypatch.setattr(questions, "SHOWN_QUESTIONS", 1)
     for asking in (task, alice.start(claim=True)):
         ask(alice, asking)
     statements = reads(app, lambda: text_of(window, "/inbox"))
@@ -415,12 +426,11 @@ def test_tasks_that_ask_are_found_by_their_index(
     assert len(by_index) == 2
     for sql, parameters in by_index:
         plan = plan_of(app, sql, parameters)
-        looks = [step for step in plan if " tasks" in step]
-        assert looks, plan
-        assert all("INDEX tasks_asking (user_id=?" in step for step in looks), plan
-        # What needs attention sorts the few tasks that ask, by their oldest questions.
-        is_sorted = "min(questions.asked_at)" in sql
-        assert ("TEMP B-TREE" in " ".join(plan)) == is_sorted, plan
+        # The few tasks that ask are sorted by their questions.
+        for table, index in (("tasks", "tasks_asking (user_id=?"), ("questions", "questions_open")):
+            looks = [step for step in plan if f" {table} " in step]
+            assert looks, plan
+            assert all(f"INDEX {index}" in step for step in looks), plan
 
 
 # --- how it ended --------------------------------------------------------------------------

@@ -221,7 +221,7 @@ let shownAddress = location.href;
 const original = new WeakMap();
 
 function rememberOriginals() {
-  for (const part of document.querySelectorAll("[data-live], [data-live=rows] > *")) {
+  for (const part of document.querySelectorAll("[data-live], :is([data-live=rows], [data-live=questions]) > *")) {
     original.set(part, part.outerHTML);
   }
 }
@@ -255,25 +255,31 @@ function counterpart(node, focused) {
 
 function replaceRows(part, fresh) {
   const ids = new Set(Array.from(fresh.children, (row) => row.id));
-  for (const row of [...part.children]) if (!ids.has(row.id) && !isInUse(row)) row.remove();
+  for (const row of [...part.children]) if (!ids.has(row.id)) row.remove();
   let before = null;
   for (const row of fresh.children) {
-    let old = document.getElementById(row.id);
-    if (!old) {
-      old = document.importNode(row, true);
-      original.set(old, row.outerHTML);
-    }
-    let place = before ? before.nextElementSibling : part.firstElementChild;
+    const old = document.getElementById(row.id) ?? imported(row);
+    const place = before ? before.nextElementSibling : part.firstElementChild;
     // Existing rows stay in their place, since an element that is moved loses the focus.
-    while (place && !ids.has(place.id)) place = place.nextElementSibling;
-    if (place !== old) {
-      // A question is moved, for example out of a fold: restore its focus.
-      const focused = old.contains(document.activeElement) ? document.activeElement : null;
-      part.insertBefore(old, place);
-      focused?.focus({ preventScroll: true });
-    }
+    if (place !== old) part.insertBefore(old, place);
     before = replace(old, row);
   }
+}
+
+// No question moves, since a press could then answer another question: a question that has ended
+// stays until the page is read again, and new questions are appended.
+function replaceQuestions(part, fresh) {
+  for (const row of fresh.children) {
+    const old = document.getElementById(row.id);
+    if (old) replace(old, row);
+    else part.append(imported(row));
+  }
+}
+
+function imported(row) {
+  const node = document.importNode(row, true);
+  original.set(node, row.outerHTML);
+  return node;
 }
 
 export function showNotice(text, link) {
@@ -385,6 +391,7 @@ export async function refresh() {
     if (!other && part.dataset.live === "page") location.reload();
     if (!other) continue;
     if (part.dataset.live === "rows") replaceRows(part, other);
+    else if (part.dataset.live === "questions") replaceQuestions(part, other);
     else replace(part, other);
   }
   showState(fresh);

@@ -12,6 +12,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
     const text = isOpen
       ? ""
       : endText(page.getElementById(question.id.replace("question", "ended")));
+    question.classList.toggle("closed", !isOpen);
     const status = question.querySelector(".ended");
     // There is no form with an agent key.
     if (!status) continue;
