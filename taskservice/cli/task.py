@@ -133,7 +133,8 @@ def list_all(
             newest = list(islice(tasks, rows + 1))
             task_text.print_tasks(newest[:rows])
             if len(newest) > rows:
-                notice(f"only the newest {rows} tasks are shown; use --limit N or --json for more")
+                shown = "task is" if rows == 1 else f"{rows} tasks are"
+                notice(f"only the newest {shown} shown; use --limit N or --json for more")
 
 
 def _filters(values: dict[str, Any]) -> dict[str, Any]:

@@ -322,6 +322,7 @@ def test_list_says_that_there_are_more(machine: AgentMachine) -> None:
     listed = machine.run("task", "list")
     assert len(listed.stdout.splitlines()) == 21
     assert "only the newest 20 tasks are shown" in listed.stderr
+    assert "only the newest task is shown" in machine.run("task", "list", "--limit", "1").stderr
     assert len(shown_ids(machine)) == 21
     all_of_them = machine.run("task", "list", "--limit", "21")
     assert (len(all_of_them.stdout.splitlines()), all_of_them.stderr) == (22, "")

@@ -104,6 +104,7 @@ def test_only_running_tasks_are_cancelled(window: Browser, alice: ApiClient) -> 
     for choice, data in (([running, done], {}), ([], {"all": "all"})):
         target, page = ask(window, "/", "cancel", *choice, **data)
         assert "Cancel 1 task?" in main_text(page)
+        assert "taskservice run and work stop its program within seconds" in main_text(page)
     assert confirm(window, target, page) == "/"
     assert alice.task(running)["error"]["type"] == "cancelled"
     assert alice.task(done)["status"] == "complete"

@@ -931,12 +931,17 @@ def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
     task = alice.start(name="to go", claim=True, callback=receiver.url)
     alice.append(task, "one", "two")
     path = f"/tasks/{task['id']}"
-    assert receiver.url in window.get(f"{path}/cancel").text
+    stops = "<code>taskservice run</code> and <code>work</code> stop its program within seconds"
+    question = window.get(f"{path}/cancel").text
+    assert receiver.url in question
+    assert stops in question
+    assert stops in window.get(f"{path}/delete").text
     assert alice.task(task)["status"] == "running"
     assert window.send(f"{path}/cancel").location == path
     assert "The task was cancelled. Webhook: delivered." in window.get(path).text
     assert alice.task(task)["error"]["type"] == "cancelled"
     question = window.get(f"{path}/delete").text
+    assert stops not in question
     assert "its log: 2 lines" in question
     assert "1 delivery" in question
     assert window.send(f"{path}/delete").location == "/"

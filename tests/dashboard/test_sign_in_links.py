@@ -56,6 +56,8 @@ def test_link_signs_in_once_with_the_key_that_created_it(alice: ApiClient) -> No
     page = browser.get(path)
     assert "alice" in page.text
     assert "laptop" in page.text
+    # The browser shows the time as "in 15 min".
+    assert re.search('works only once, and expires <time [^>]+ data-show="due">', page.text)
     assert page.headers["Cache-Control"] == "no-store"
     assert page.headers["Referrer-Policy"] == "no-referrer"
     assert page.headers["X-Robots-Tag"] == "noindex"
