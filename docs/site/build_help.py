@@ -21,7 +21,7 @@ SITE = Path(__file__).parent
 ROOT = SITE.parent.parent
 INDEX = "docs/index.md"  # its lists contain all pages
 # Links lead to headings as on a code host.
-_markdown = MarkdownIt("commonmark").enable("table").use(front_matter_plugin)
+_markdown = MarkdownIt("commonmark", {"xhtmlOut": False}).enable("table").use(front_matter_plugin)
 _markdown.use(anchors_plugin, max_level=6)
 
 

@@ -528,7 +528,7 @@ def test_task_that_asks_nothing_cannot_be_answered(machine: AgentMachine, task: 
     for task_id, sentence in (
         (task["id"], "The task has no questions"),
         ("ffff", "No task matches ffff"),
-        ("nonsense", "Task's ID is not found"),
+        ("nonsense", "Task's ID is not found: task nonsense"),
     ):
         refused = machine.run("task", "answer", task_id, "yes")
         assert (refused.returncode, refused.stderr) == (1, f"taskservice: {sentence}\n")

@@ -110,7 +110,9 @@ def test_follow_says_that_the_task_was_deleted(machine: AgentMachine) -> None:
 
 def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(machine: AgentMachine) -> None:
     unknown = machine.run("task", "follow", "nonsense")
-    assert (unknown.returncode, unknown.stderr) == (5, "taskservice: Task's ID is not found\n")
+    assert (unknown.returncode, unknown.stderr) == (
+        5, "taskservice: Task's ID is not found: task nonsense\n",
+    )  # fmt: skip
     with Receiver() as receiver:
         receiver.answer = play.answer(503, {"Retry-After": "1000"})
         machine.url = receiver.url

@@ -18,7 +18,7 @@ QUESTIONS = {
     "stuck": "guides/troubleshooting#is-my-task-stuck",
     "not running": "guides/troubleshooting#why-is-my-job-not-running",
     "password": "guides/troubleshooting#what-is-my-password",
-    "forgot key": "guides/troubleshooting",
+    "forgot key": "guides/common-questions",
     "cost": "guides/run-programs",
     "exit code": "guides/run-programs",
     "offline": "guides/run-programs",

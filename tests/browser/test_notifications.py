@@ -210,7 +210,7 @@ def test_tap_after_the_timeout_allows_nothing(
     assert tapped.status_code == 404
     assert "The link has expired" in tapped.text
     (task,) = alice.tasks()
-    assert (task["status"], task["output"]) == ("error", {})
+    assert (task["status"], task["output"]) == ("complete", {"state": "expired"})
 
 
 def test_page_of_a_hook_is_short_on_a_phone(visitor: Visitor, alice: RemoteClient) -> None:

@@ -152,7 +152,7 @@ def test_what_makes_space_works_on_a_full_disk(databases: Databases, tmp_path: P
             assert service.stop() == 0
             empty_log(disk)
             fill(disk)
-            assert run(disk, "user", "delete", "alice", "--yes").returncode == 0
+            assert run(disk, "user", "delete", "alice", "--yes", "--now").returncode == 0
 
 
 def test_backup_to_a_full_disk_leaves_nothing(source: Path, disk: Path) -> None:

@@ -29,8 +29,9 @@ HTML = {"Accept": "text/html"}
 ENOUGH = 4
 STARTS = ("/", "/sign-in", "/docs", "/tasks/nowhere")
 ROUTES = {
-    "/", "/docs", "/sign-in", "/agents", "/agents/<agent_id>", "/agents/<agent_id>/edit",
-    "/agents/<agent_id>/run", "/callback-secret/rotate", "/inbox", "/keys", "/keys/<key_id>/revoke",
+    "/", "/docs", "/help/<path:filename>", "/sign-in",
+    "/agents", "/agents/<agent_id>", "/agents/<agent_id>/edit", "/agents/<agent_id>/run",
+    "/callback-secret/rotate", "/inbox", "/keys", "/keys/<key_id>/revoke",
     "/notifications", "/notifications/<hook_id>", "/notifications/<hook_id>/delete",
     "/tasks/<task_id>", "/tasks/<task_id>/cancel", "/tasks/<task_id>/delete",
     "/tasks/<task_id>/links", "/tasks/<task_id>/new-lines",

@@ -29,6 +29,7 @@ NOT_KEPT_BEFORE = {
         "tool = true"
     ],
     "0014": [
+        "UPDATE agents SET worker_seen_at = NULL",
         "DELETE FROM deliveries WHERE hook_id IS NOT NULL",
         "DELETE FROM events",
         "DELETE FROM event_streams",
