@@ -23,7 +23,7 @@ def install_command(extra: str) -> str:
     source = f"taskservice[{extra}]"
     path = url2pathname(urlsplit(url).path)
     if url.startswith("file:"):
-        source = f"{path}[{extra}]" if Path(path).exists() else source
+        source = source if _is_gone(path) else f"{path}[{extra}]"
     elif url:
         source += f" @ {f'{vcs}+{url}' if vcs else url}"
     editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
@@ -31,3 +31,14 @@ def install_command(extra: str) -> str:
     is_pipx = Path(sys.prefix, "pipx_metadata.json").exists()
     installer = "pipx install --force" if is_pipx else "pip install"
     return f"{installer} {editable}{shlex.quote(source)}"
+
+
+def _is_gone(path: str) -> bool:
+    """Root's clone can be in a directory that the user of the service can't read."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except PermissionError:
+        pass
+    return False
