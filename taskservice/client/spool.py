@@ -135,6 +135,9 @@ class InterruptSafeEvent:
 MAX_LOG_BYTES = MAX_LOG - 64 * 1024  # leaves space for the notes
 HEAD_BYTES = 50 * 1024 * 1024
 TAIL_BYTES = 40 * 1024 * 1024
+# The interval of the notes that are sent while the program prints the rest. Without a new line for
+# ten minutes, a task can count as hanging.
+NOTE_SECONDS = 300
 # Maximum size of the lines in memory, if the lines of a run can't be stored on disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
@@ -178,6 +181,7 @@ class Spool:
         self._start = self._end = 0
         self._lost = 0  # the number of lines dropped since the last marker
         self._text_bytes = 0  # the size of all lines that were added
+        self._noted_at = 0.0  # when the last note about a long log was added
         self._has_ended = False
         self._directory, self._tail = directory, Tail(directory) if directory else None
         if directory is None:
@@ -329,10 +333,7 @@ class Spool:
             left_out = note(f"{plural(self._lost, 'line')} left out here: there was no space")
         self._text_bytes += len(text)
         if self._tail and not (self._has_ended or self.memory or self._text_bytes <= HEAD_BYTES):
-            if not self._tail.lines:
-                sent = f"{HEAD_BYTES >> 20} MiB of the log are sent"
-                text_of_note = f"{sent}; its last lines follow when the program has ended"
-                self._store_on_disk(timed(note(text_of_note), at))
+            self._note_long_log(self._tail.lines, at)
             is_long = self._text_bytes > MAX_LOG_BYTES
             text = left_out + text
             kept = TAIL_BYTES if is_long else MAX_LOG_BYTES
@@ -347,6 +348,18 @@ class Spool:
             self._lost = 0
         else:
             self._lost += text.count(b"\n")
+
+    def _note_long_log(self, unsent: int, at: int) -> None:
+        """Add a note, which is sent at once, about the lines that are sent later, if one is due."""
+        if unsent and time.monotonic() - self._noted_at < NOTE_SECONDS:
+            return
+        text = f"{HEAD_BYTES >> 20} MiB of the log are sent; its last lines follow"
+        if unsent:
+            text = f"{plural(unsent, 'more line')} so far; the last ones follow"
+        text_of_note = note(f"{text} when the program has ended")
+        self._text_bytes += len(text_of_note)
+        self._noted_at = time.monotonic()
+        self._store_on_disk(timed(text_of_note, at))
 
     def _continue_with_tail(self) -> None:
         """When all other lines are confirmed, let the next file of the tail replace the file."""

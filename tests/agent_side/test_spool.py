@@ -199,6 +199,24 @@ def test_middle_of_a_long_log_is_left_out_and_a_mark_says_how_much(
     assert drained(spool) == numbered(1, 1_000)
 
 
+def test_long_log_has_a_line_now_and_then_while_its_program_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a line for ten minutes, the task would seem to hang."""
+    monkeypatch.setattr(spool_module, "HEAD_BYTES", 10)
+    spool = Spool(tmp_path)
+    put(spool, 1, 100)
+    assert [b"its last lines follow" in line for line, _ in drained(spool)] == [True]
+    put(spool, 101, 200)
+    assert drained(spool) == []
+    monkeypatch.setattr(spool_module, "NOTE_SECONDS", 0)
+    put(spool, 201, 201)
+    [(line, _)] = drained(spool)
+    assert line.startswith(b"[taskservice: 200 more lines so far; the last ones follow")
+    spool.end()
+    assert drained(spool) == numbered(1, 201)
+
+
 @pytest.mark.usefixtures("small_files")
 def test_full_disk_shortens_the_end_of_a_long_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
