@@ -310,11 +310,15 @@ def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
 
 
 def current_callback_secret(user_id: str) -> AnyRow:
+    """Raises 401 for a user who is being deleted."""
     current = select(CallbackSecret.secret, CallbackSecret.created_at).where(
         CallbackSecret.user_id == user_id, CallbackSecret.replaced_at.is_(None)
     )
     with reading() as connection:
-        return connection.execute(current).one()
+        secret = connection.execute(current).one_or_none()
+    if secret is None:
+        raise invalid_key()
+    return secret
 
 
 _SIGNING = Statement[AnyRow](

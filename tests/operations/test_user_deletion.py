@@ -202,7 +202,8 @@ def test_program_of_a_deleted_user_is_stopped_while_the_keys_still_work(
     assert deleting.poll() is None
     # The keys work, but no task that is started now remains, and its program is stopped too.
     assert alice.request("GET", "/user").status_code == 200
-    assert alice.request("POST", "/callback-secret").status_code == 401
+    for method in ("GET", "POST"):
+        assert alice.request(method, "/callback-secret").status_code == 401
     later = machine.run_script("sleep 1000")
     assert "the task was deleted; stopping the program" in later.stderr
     deleting.send_signal(signal.SIGINT)
@@ -228,10 +229,7 @@ def test_keys_are_deleted_when_the_countdown_ends(
     monkeypatch.setenv("TASKSERVICE_SECRET_KEY", "a secret key for tests, long enough")
     done = CliRunner().invoke(user.command, ["delete", "alice", "--yes"])
     assert (done.exit_code, done.stdout) == (0, "user alice and 1 task deleted\n"), done
-    assert (
-        without_database(done.stderr)
-        == "tasks deleted, programs stop; keys will be deleted in 2 s\n"
-    )
+    assert done.stderr.endswith("tasks deleted, programs stop; keys will be deleted in 2 s\n")
     problem(alice.get("/user"), 401)
 
 
