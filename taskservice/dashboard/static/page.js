@@ -221,7 +221,9 @@ let shownAddress = location.href;
 const original = new WeakMap();
 
 function rememberOriginals() {
-  for (const part of document.querySelectorAll("[data-live], :is([data-live=rows], [data-live=questions]) > *")) {
+  for (const part of document.querySelectorAll(
+    "[data-live], :is([data-live=rows], [data-live=questions]) > *",
+  )) {
     original.set(part, part.outerHTML);
   }
 }
