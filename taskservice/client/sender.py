@@ -33,6 +33,8 @@ HEARTBEAT_SECONDS = 5.0
 # The response to a claim does not contain the task's timeout, so this interval is shorter than the
 # minimum timeout, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
+# A member of a report that is not sent: the task is cancelled instead, if the key may do so.
+CANCELS = "cancels"
 _NOTE_BYTES = 200  # reserved in each log for the marker that the log is full
 
 
@@ -240,7 +242,15 @@ class Sender(threading.Thread):
         if not report:
             return True
         try:
-            self._patch(path, report)
+            if CANCELS in report:
+                self._cancel(path, report)
+            else:
+                self._patch(path, report)
+        except responses.Forbidden:
+            # An agent key cannot cancel tasks.
+            if not report.pop(CANCELS, False):
+                raise
+            return False
         except (responses.BadRequest, responses.TooLarge, responses.Invalid) as error:
             # The final status must be stored even if the output is refused.
             if not report.pop("output", None):
@@ -248,6 +258,12 @@ class Sender(threading.Thread):
             self.spool.put(note(f"the output was refused: {error}"), now())
             return False
         return True
+
+    def _cancel(self, path: str, report: Mapping[str, Any]) -> None:
+        of_end = ("status", "error", "seconds", CANCELS)
+        if changes := {name: value for name, value in report.items() if name not in of_end}:
+            self._patch(path, changes)
+        self._request("POST", f"{path}/cancel", Object("id"), params={"fields": "id"})
 
 
 MAX_BYTES = 16 * 1024 * 1024  # `put_lines` blocks while the unsent lines have at least this size

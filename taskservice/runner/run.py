@@ -21,7 +21,12 @@ from taskservice import terms
 from taskservice.client import responses
 from taskservice.client.http import Connection
 from taskservice.client.responses import RETRYABLE, NotTheService, TaskCancelled, TaskServiceError
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
+from taskservice.client.sender import (
+    CANCELS,
+    CLAIMED_HEARTBEAT_SECONDS,
+    Sender,
+    heartbeat_for,
+)
 from taskservice.client.spool import Spool, note, now, truncate_message
 from taskservice.client.task import Task
 from taskservice.exact_json import exact_double, is_deeper, unique_members
@@ -246,6 +251,9 @@ class Run:
         report: dict[str, Any] = {"status": terms.COMPLETE}
         if status:
             report = failed(describe(status, self._received))
+            # Ctrl-C is a person's decision, not a failure.
+            if self._process.at_terminal and signal.SIGINT in (-status, *self._received):
+                report[CANCELS] = True
         # Measure the duration here, since the report may be sent hours later.
         report["seconds"] = round(self._ended_at - began, 3)
         if output := self._output(reader):

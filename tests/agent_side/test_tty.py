@@ -1,6 +1,7 @@
 """`taskservice run --tty`: the program prints to a terminal, and all else stays as it is."""
 
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -131,6 +132,35 @@ def test_ctrl_c_reaches_the_program_and_leaves_nothing_unsent(
     os.write(leader, b"\x03")
     assert (process.wait(PATIENCE_SECONDS), machine.user.the_log()) == (4, ["ready", "got it"])
     assert machine.left_runs() == []
+
+
+@pytest.mark.parametrize("late", ["", LATE_SIGNAL], ids=["in time", "after the program's end"])
+def test_ctrl_c_cancels_the_task_and_breaks_no_agent(
+    machine: AgentMachine, at_terminal: AtTerminal, late: str
+) -> None:
+    machine.patch(late)
+    script = """echo '{"pages": 4}'; exec sleep 1000"""
+    process, leader = at_terminal("sh", "-c", script)
+    until(lambda: machine.user.the_log() != [])
+    os.write(leader, b"\x03")
+    assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGINT
+    task = machine.user.the_task()
+    assert (task["error"]["type"], task["output"]) == ("cancelled", {"pages": 4})
+    assert machine.left_runs() == []
+
+
+def test_ctrl_c_with_an_agent_key_is_a_failure(
+    machine: AgentMachine, at_terminal: AtTerminal
+) -> None:
+    """An agent key cannot cancel tasks."""
+    machine.user.register("a")
+    machine.key = machine.user.agent_key("a")
+    process, leader = at_terminal("sh", "-c", "echo ready; exec sleep 1000")
+    until(lambda: machine.user.the_log() == ["ready"])
+    os.write(leader, b"\x03")
+    assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGINT
+    error = machine.user.the_task()["error"]
+    assert (error["type"], error["message"]) == ("failed", "Killed by signal 2 (SIGINT)")
 
 
 def test_later_ctrl_c_ends_the_wait_for_a_service_that_is_unavailable(
