@@ -239,7 +239,9 @@ class Spool:
                 return
             self.seq += batch.lines
             self.sent_bytes += batch.size
-            self._batch, self._at = None, batch.texts[-1][0] if batch.texts else self._at
+            self._batch = None
+            if batch.stored_bytes:  # not the note of `renumber`
+                self._at = batch.texts[-1][0]
             from_disk = min(batch.stored_bytes, self._end - self._start)
             self._start += from_disk
             del self.memory[: batch.stored_bytes - from_disk]

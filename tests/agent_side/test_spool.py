@@ -175,6 +175,19 @@ def test_another_process_continues_after_all_was_sent(tmp_path: Path) -> None:
     assert drained(resumed) == numbered(1_001, 2_000)
 
 
+def test_lines_after_a_note_about_lost_lines_keep_their_time(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.put(b"one\n" * 100 + b"two\n" * 100, 1_000)
+    sent = spool.peek(400)
+    assert sent is not None
+    spool.confirm(sent)
+    spool.renumber(sent.lines - 10)
+    note = spool.peek(400)
+    assert note is not None
+    spool.confirm(note)
+    assert {at for _, at in drained(spool)} == {1_000}
+
+
 def test_middle_of_a_long_log_is_left_out_and_a_mark_says_how_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
