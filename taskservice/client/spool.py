@@ -229,6 +229,8 @@ class Spool:
                 first = _TIME_BYTES if stored.startswith(b"\0") else 0
                 end = stored.rfind(b"\n", first, max(max_bytes, 0)) + 1
                 end = end or stored.find(b"\n", first) + 1
+                if stored[end - _TIME_BYTES : end].startswith(b"\0"):  # the time of the next line
+                    end -= _TIME_BYTES
                 self._batch = Batch.of(self.seq, stored[:end], self._at) if end else None
             return self._batch
 

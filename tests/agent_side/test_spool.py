@@ -175,6 +175,14 @@ def test_another_process_continues_after_all_was_sent(tmp_path: Path) -> None:
     assert drained(resumed) == numbered(1_001, 2_000)
 
 
+def test_lines_keep_their_time_wherever_a_batch_ends(tmp_path: Path) -> None:
+    for most in range(1, 60):
+        spool = Spool(tmp_path)
+        spool.put(b"one\n", 1_000)
+        spool.put(b"two\n", 2_000)
+        assert [at for _, at in drained(spool, most)] == [1_000, 2_000], most
+
+
 def test_lines_after_a_note_about_lost_lines_keep_their_time(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put(b"one\n" * 100 + b"two\n" * 100, 1_000)
