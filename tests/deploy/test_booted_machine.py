@@ -28,6 +28,8 @@ def test_machine_serves_as_the_manual_says(tmp_path: Path, subtests: pytest.Subt
         key = install(machine)
         with subtests.test("the nightly backup"):
             backup_is_made(machine)
+        with subtests.test("a move to another machine"):
+            installation_moves(machine, key)
         with subtests.test("a backup in a folder of its own"):
             backup_is_made_in_a_folder_of_its_own(machine)
         with subtests.test("a backup that fails"):
@@ -67,9 +69,26 @@ def install(machine: BootedMachine) -> str:
     machine.run(block_in("operate", "start"), CAREFUL)
     key = machine.run(block_in("operate", "first user"), CAREFUL).split()[-1]
     assert machine.run("curl -fsS http://127.0.0.1:8000/readyz") == '{"status":"ok"}'
-    settings = block_in("operate", "first user").rpartition("taskservice user add")[0]
-    assert "ok       integrity" in machine.run(f"{settings}\ntaskservice db check")
+    assert "ok       integrity" in machine.run(f"{root_shell()}\ntaskservice db check")
     return key
+
+
+def root_shell() -> str:
+    """What the manual types first in a new root shell."""
+    return block_in("operate", "first user").rpartition("taskservice user add")[0]
+
+
+def installation_moves(machine: BootedMachine, key: str) -> None:
+    """To this machine, from which everything but the programs was removed."""
+    machine.run(root_shell() + block_in("operate", "leave the old machine"))
+    assert machine.start("systemctl is-active taskservice.service").returncode
+    copied = block_in("operate", "copy to the new machine")
+    machine.run(copied.replace("scp ", "cp ").replace("root@new.example.org:", ""))
+    machine.run("rm -r /var/lib/taskservice /etc/taskservice.env")
+    machine.run(block_in("operate", "arrive at the new machine"), CAREFUL)
+    shown = machine.run(curl("/api/v1/user", "-H", f"'apikey: {key}'"))
+    assert json.loads(shown)["name"] == "alice"
+    assert "move.db" not in machine.run("ls /var/lib/taskservice")
 
 
 def last_backup(machine: BootedMachine) -> float:

@@ -3,8 +3,10 @@
 import json
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,19 @@ def test_move_works_as_printed(shell: Terminal, databases: Databases, tmp_path: 
     assert "users 1 rows, sha256 " in printed
     shell.run(f"export TASKSERVICE_DATABASE_URL='{url}'")
     assert "alice" in shell.run("taskservice user list")
+
+
+def test_old_tasks_are_deleted_as_printed(shell: Terminal, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Service(data) as service:
+        person = service.add_user("bob")
+        task = person.start(claim=True)
+        person.report(task, status="complete")
+        with closing(sqlite3.connect(data / "taskservice.db")) as connection, connection:
+            connection.execute("UPDATE tasks SET finished_at = '2020-01-01T00:00:00.000Z'")
+        printed = typed(shell, "delete old tasks").splitlines()
+        assert printed == ["1 task would be deleted", "1 task deleted"]
+        assert person.request("GET", f"/task/{task['id']}").status_code == 404
 
 
 def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> None:
