@@ -12,6 +12,7 @@ from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.documents import ROOT, install_commands
 from tests.support.next_version import REVISION, install_next_version
+from tests.support.pseudo_terminal import on_terminal
 from tests.support.service import COMMAND, Service, environment
 
 COPY = f"before-{__version__}.sqlite3"
@@ -68,11 +69,14 @@ def test_upgrade_is_undone_after_a_week_of_nightly_backups(
         unconfirmed = service.run("db", "rollback")
         assert unconfirmed.returncode == 2
         assert "--yes is needed without a terminal" in unconfirmed.stderr
-        undone = service.run("db", "rollback", "--yes")
-        assert undone.returncode == 0, undone
-        assert f"install taskservice {__version__} before" in undone.stderr
+        declined = on_terminal([*COMMAND, "db", "rollback"], service.environment, {"[y/N]: ": "n"})
+        assert f"Replace the database with {data / COPY}, made at 20" in declined
+        assert declined.endswith("[y/N]: n\nAborted!\n")
+        assert (data / COPY).exists()
+        undone = on_terminal([*COMMAND, "db", "rollback"], service.environment, {"[y/N]: ": "y"})
+        assert f"install taskservice {__version__} before" in undone
         (saved,) = data.glob("taskservice.db.replaced-*Z")
-        assert f"the previous database was saved as {saved}" in undone.stderr
+        assert f"the previous database was saved as {saved}" in undone
         assert "no copy from before" in one_line(service.run("db", "rollback", "--yes"), 1)
 
         service.environment = old
@@ -123,6 +127,14 @@ def test_upgrade_of_postgresql_names_the_backup_and_asks(
     assert "pg_dump --format=custom --file=before-upgrade.dump" in refused.stderr
     assert "--yes is needed without a terminal" in refused.stderr
     assert run(tmp_path / "data", "user", "list", DATABASE_URL=url).returncode == 0
-    assert upgrade("upgrade", "--yes").stdout == f"{REVISION}\n"
+    command, revision = [*COMMAND, "db", "upgrade"], f"{REVISION}\n"
+    declined = on_terminal(command, settings | next_version, {"[y/N]: ": "n"})
+    assert declined.endswith("Is there a backup? Upgrade the database? [y/N]: n\nAborted!\n")
+    assert run(tmp_path / "data", "user", "list", DATABASE_URL=url).returncode == 0
+    accepted = on_terminal(command, settings | next_version, {"[y/N]: ": "y"})
+    assert accepted.endswith(revision)
+    # Nothing is left to ask about.
+    assert on_terminal(command, settings | next_version).endswith(revision)
+    assert upgrade("upgrade", "--yes").stdout == revision
     back = one_line(upgrade("rollback"), 2)
     assert 'pg_restore --dbname="$TASKSERVICE_DATABASE_URL" before-upgrade.dump' in back
