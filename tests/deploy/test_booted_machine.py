@@ -69,18 +69,13 @@ def install(machine: BootedMachine) -> str:
     machine.run(block_in("operate", "start"), CAREFUL)
     key = machine.run(block_in("operate", "first user"), CAREFUL).split()[-1]
     assert machine.run("curl -fsS http://127.0.0.1:8000/readyz") == '{"status":"ok"}'
-    assert "ok       integrity" in machine.run(f"{root_shell()}\ntaskservice db check")
+    assert "ok       integrity" in machine.run(f"{shell()}\ntaskservice db check")
     return key
-
-
-def root_shell() -> str:
-    """What the manual types first in a new root shell."""
-    return block_in("operate", "first user").rpartition("taskservice user add")[0]
 
 
 def installation_moves(machine: BootedMachine, key: str) -> None:
     """To this machine, from which everything but the programs was removed."""
-    machine.run(root_shell() + block_in("operate", "leave the old machine"))
+    machine.run(f"{shell()}\n{block_in('operate', 'leave the old machine')}")
     assert machine.start("systemctl is-active taskservice.service").returncode
     copied = block_in("operate", "copy to the new machine")
     machine.run(copied.replace("scp ", "cp ").replace("root@new.example.org:", ""))
@@ -180,14 +175,11 @@ def litestream_copies_the_database(machine: BootedMachine) -> None:
     until(lambda: machine.run("find /replica -name '*.ltx'"))
     machine.run(f"{shell()}\ntaskservice user add carol")
     # It copies the rest before it ends.
-    machine.run("systemctl stop taskservice-litestream")
-    machine.run(
-        "/opt/taskservice/bin/litestream restore -o /replica/restored.db file:///replica\n"
-        "TASKSERVICE_DATA=/replica/data /opt/taskservice/bin/taskservice "
-        "db restore /replica/restored.db"
-    )
-    users = "TASKSERVICE_DATA=/replica/data /opt/taskservice/bin/taskservice user list"
-    assert "carol" in machine.run(users)
+    machine.run("systemctl stop taskservice-litestream taskservice")
+    machine.run("rm /var/lib/taskservice/taskservice.db*")
+    machine.run(f"{shell()}\n{block_in('operate', 'litestream unit restore')}", CAREFUL)
+    assert "carol" in machine.run(f"{shell()}\ntaskservice user list")
+    machine.run("systemctl start taskservice")
 
 
 def shell() -> str:
