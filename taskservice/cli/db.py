@@ -51,13 +51,13 @@ def upgrade(yes: bool) -> None:
     `taskservice db rollback`. On PostgreSQL, make a backup yourself.
     """
     config = load_config(may_create=True)
+    name_database(config)
     url = make_url(config.DATABASE_URL)
     with one_line_errors():
         if sqlite_file(url) is None and not yes and migrations.is_older(url):
             notice(_DUMP)
             _confirm("Is there a backup? Upgrade the database")
         migrations.upgrade(url)
-        name_database(config)
     print_line(migrations.head())
 
 

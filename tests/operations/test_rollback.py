@@ -129,6 +129,7 @@ def test_upgrade_of_postgresql_names_the_backup_and_asks(
     assert run(tmp_path / "data", "user", "list", DATABASE_URL=url).returncode == 0
     command, revision = [*COMMAND, "db", "upgrade"], f"{REVISION}\n"
     declined = on_terminal(command, settings | next_version, {"[y/N]: ": "n"})
+    assert declined.startswith("taskservice: database postgresql://")
     assert declined.endswith("Is there a backup? Upgrade the database? [y/N]: n\nAborted!\n")
     assert run(tmp_path / "data", "user", "list", DATABASE_URL=url).returncode == 0
     accepted = on_terminal(command, settings | next_version, {"[y/N]: ": "y"})
