@@ -49,7 +49,6 @@ TOO_MANY_QUESTIONS = _code("too_many_questions", 409, "The task has too many ope
 QUESTION_CLOSED = _code("question_closed", 409, "The question is no longer open; see `question`.")
 TOO_MANY_HOOKS = _code("too_many_hooks", 409, "The user has too many hooks.")
 TOO_MANY_LINKS = _code("too_many_links", 409, "The task has too many links.")
-_code("precondition_failed", 412, "`If-Match` does not match the task.")
 _code("too_large", 413, "The body is too large.")
 LOG_FULL = _code("log_full", 413, "The task's log is full.")
 _code("url_too_long", 414, "The URL is too long.")

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.internals import FITTING_BODIES, end_for_silence, filled, reads, rows, rules
+from tests.support.internals import end_for_silence, reads, rules
 
 Task = dict[str, Any]
 
@@ -190,70 +190,6 @@ def test_304_is_only_for_keys_that_may_see_the_task(
     known = etag(alice, task)
     expect(alice.delete(f"/task/{task['id']}"), 200)
     problem(ask_again(alice, task, known), 404)
-
-
-# --- If-Match ----------------------------------------------------------------------------
-
-
-def changing_routes(app: Flask) -> list[tuple[str, str]]:
-    """Every route that changes a task, or what it has."""
-    return [
-        (method, rule)
-        for method, rule in rules(app)
-        if rule.startswith("/task/<task_id>") and method in ("POST", "PUT", "PATCH", "DELETE")
-    ]
-
-
-def test_version_that_a_task_has_not_is_412_on_every_route_and_changes_nothing(
-    alice: ApiClient, app: Flask, task: Task
-) -> None:
-    """The ETag of a task is weak, and a weak one never matches under strong comparison."""
-    expect(alice.post("/agent/summarizer/claim"), 200)
-    asked = expect(alice.post(f"/task/{task['id']}/question", json={"message": "?"}), 201)
-    weak, before = etag(alice, task), rows(app)
-    routes = changing_routes(app)
-    assert len(routes) >= 9
-    for method, rule in routes:
-        path = filled(rule, task_id=task["id"], question_id=asked["id"])
-        for tags in (weak, weak.removeprefix("W/"), '"stale"', '"a", W/"b"', "nonsense", "", "*,*"):
-            # Whatever the body is: it is not read.
-            response = alice.request(method, path, data=b"{", headers={"If-Match": tags})
-            assert problem(response, 412)["code"] == "precondition_failed", (method, rule, tags)
-    assert rows(app) == before
-    expect(alice.get(f"/task/{task['id']}", headers={"If-Match": '"stale"'}), 200)
-
-
-def test_star_matches_every_task_that_exists(alice: ApiClient, app: Flask) -> None:
-    for method, rule in changing_routes(app):
-        task = alice.start(claim=True)
-        asked = expect(alice.post(f"/task/{task['id']}/question", json={"message": "?"}), 201)
-        link = expect(alice.post(f"/task/{task['id']}/link"), 201)
-        ids = {"question_id": asked["id"], "link_id": link["id"]}
-        path = filled(rule, task_id=task["id"], **ids)
-        body = FITTING_BODIES.get((method, rule), {})
-        response = alice.request(method, path, json=body, headers={"If-Match": "*"})
-        # A running task has no delivery yet.
-        assert response.status_code in (200, 201) or rule.endswith("/deliveries"), response.text
-    problem(alice.request("PATCH", f"/task/{task['id']}", json=[], headers={"If-Match": "*"}), 422)
-
-
-def test_task_that_a_key_cannot_see_is_404_whatever_version_is_meant(
-    alice: ApiClient, bob: ApiClient, app: Flask, task: Task
-) -> None:
-    for method, rule in changing_routes(app):
-        for values in ({"task_id": task["id"]}, {}, {"task_id": "x"}):
-            path = filled(rule, **values)
-            for tags in ('"stale"', "*"):
-                body = FITTING_BODIES.get((method, rule), {})
-                problem(bob.request(method, path, json=body, headers={"If-Match": tags}), 404)
-        if "question_id" in rule:
-            path = filled(rule, task_id=task["id"])
-            problem(alice.request(method, path, headers={"If-Match": '"stale"'}), 404)
-    stale = {"If-Match": '"stale"'}
-    agent = alice.agent_key()
-    problem(agent.request("DELETE", f"/task/{task['id']}", headers=stale), 403)
-    problem(alice.request("DELETE", f"/task/{task['id']}?nonsense=1", headers=stale), 422)
-    assert alice.task(task) == task
 
 
 # --- HEAD and OPTIONS --------------------------------------------------------------------

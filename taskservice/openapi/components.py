@@ -86,9 +86,6 @@ REQUEST_HEADERS = {
         "42",
         pattern="^[0-9]*$",
     ),
-    "If-Match": value(
-        "`*`: change the task only if it exists. ETags of tasks are weak and never match.", "*"
-    ),
     "If-None-Match": value(
         "ETags of earlier responses: the request returns 304 if one of them is still current.",
         'W/"3-0"',
@@ -143,7 +140,7 @@ RESPONSE_HEADERS = {
 # Status -> the name of the component for an error that several operations share.
 REFUSALS = {
     400: "Unreadable", 401: "InvalidKey", 403: "NotAllowed", 404: "NotFound", 406: "NotAcceptable",
-    408: "TooSlow", 412: "PreconditionFailed", 413: "TooLarge", 414: "UrlTooLong",
-    415: "WrongContentType", 422: "Invalid", 431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
+    408: "TooSlow", 413: "TooLarge", 414: "UrlTooLong", 415: "WrongContentType", 422: "Invalid",
+    431: "HeadersTooLarge", 500: "Failure", 503: "Busy",
 }  # fmt: skip
 ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)  # errors that any request can cause

@@ -112,14 +112,11 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
     declared: Operation = view.operation
     content = by_media_type(declared.body or declared.reads)
     arguments = re.findall("{(.+?)}", openapi_path(rule.rule))
-    has_precondition = "taskId" in arguments and method != "GET"
-    headers = [*declared.headers, *(["If-Match"] if has_precondition else [])]
     statuses = [
         *ALWAYS_REFUSED,
         *([401] if needs_key else []),
         *([403] if needs_key and (declared.user_key or method != "GET") else []),
         *([404] if arguments else []),
-        *([412] if has_precondition else []),
         *([415] if content else []),
     ]
     summary, _, description = (inspect.getdoc(view) or "").partition("\n\n")
@@ -132,7 +129,7 @@ def _operation(view: Any, rule: Rule, method: str, *, needs_key: bool) -> Object
             *({"in": "path", "name": name, **PATH_PARAMETERS[name]} for name in arguments),
             # The plugin converts each field of the schema to a parameter.
             {"in": "query", "schema": declared.query},
-            *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in headers),
+            *({"in": "header", "name": name, **REQUEST_HEADERS[name]} for name in declared.headers),
         ],
         "responses": _responses(declared) | _refusals(statuses, declared.errors),
     }

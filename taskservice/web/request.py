@@ -24,7 +24,6 @@ from taskservice.http_request import request
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
-from taskservice.services import questions, tasks
 from taskservice.terms import API_PREFIX, MAX_IDEMPOTENCY_KEY
 from taskservice.user_slots import UserSlots
 
@@ -181,7 +180,7 @@ class Endpoint:
     The arguments are the `caller`, the IDs in the path, and `query` and `body` if the operation has
     schemas for them. If the response can be replayed, `sent` is the JSON of the body before the
     schema loads it. If the operation has `reads`, `data` is the body as received. Raises 400, 403,
-    404, 406, 412, 413, 415, 422 and 503.
+    404, 406, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -207,8 +206,6 @@ class Endpoint:
         query = load_query(self.operation.query) if is_given else {}
         if self._has_query:
             arguments["query"] = query
-        if "HTTP_IF_MATCH" in environ:
-            _check_if_match(environ, path)
         if self.operation.reads is not None:
             request.max_content_length = current_app.config["MAX_BODY"]
             arguments["data"] = body_bytes()
@@ -231,23 +228,6 @@ class Endpoint:
         if self.operation.user_key:
             caller.require_user_key()
         return caller
-
-
-def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
-    """Raises 412 if a request to change a task has an `If-Match` other than `*`; 404 if the task is
-    unknown.
-
-    `If-Match` needs strong ETags (RFC 9110), but tasks have weak ETags. The RFC requires this check
-    before the body is processed, but after the checks that don't need the body.
-    """
-    if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-        return
-    task_id = require_id("task", path["task_id"])
-    tasks.get_version(caller, task_id)
-    if "question_id" in path:
-        questions.get(caller, task_id, require_id("question", path["question_id"]))
-    if environ["HTTP_IF_MATCH"].strip(SPACE) != "*":
-        raise Problem(412, "If-Match does not match: ETags of tasks are weak, so only `*` can")
 
 
 def operation(name: str, content: Content = None, **fields: Any) -> Callable[[View], Endpoint]:

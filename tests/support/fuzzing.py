@@ -64,15 +64,6 @@ def wait_for_nothing(
         case.headers["Prefer"] = "wait=0"
 
 
-@schemathesis.hook("before_call")
-def mean_any_version(
-    context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
-) -> None:
-    """Every other `If-Match` gets 412, and nothing after this check would be tested."""
-    if case.headers and "If-Match" in case.headers:
-        case.headers["If-Match"] = "*"
-
-
 @schemathesis.hook("filter_case")
 def keep_own_key(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     """The key of all requests must not be revoked."""
