@@ -206,7 +206,7 @@ def test_dashboard_of_a_read_key_offers_nothing_that_would_fail(
     pages = ["/", "/agents", "/agents/summarizer", f"/tasks/{task['id']}",
              f"/tasks/{asking['id']}", f"/tasks/{asking['id']}/questions/{question['id']}",
              "/?callback=failed"]  # fmt: skip
-    forms = [f"/tasks/{task['id']}/{part}" for part in ("rerun", "cancel", "delete", "webhook.sh")]
+    forms = [f"/tasks/{task['id']}/{part}" for part in ("rerun", "cancel", "delete")]
     forms += ["/agents/summarizer/run", "/agents/summarizer/edit", "/keys", f"/keys/{key}/revoke",
               "/callback-secret/rotate", "/notifications", f"/notifications/{hook['id']}",
               f"/notifications/{hook['id']}/delete"]  # fmt: skip

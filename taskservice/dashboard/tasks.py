@@ -1,7 +1,6 @@
 """The task list, the task page for users and for links, and their forms."""
 
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,7 +26,6 @@ from taskservice.schemas.fields import open_questions, parse_id
 from taskservice.schemas.requests import BulkSchema, RerunSchema
 from taskservice.services import (
     agents,
-    attempts,
     attention,
     links,
     lists,
@@ -348,26 +346,6 @@ def redeliver(task_id: str) -> Response:
     delivery_service.redeliver(caller, task_id)
     message = "The webhook is being sent again, with the same ID."
     return redirect_to("tasks.show", message, task_id=task_id, _anchor="callback")
-
-
-@managed.get("/tasks/<task_id>/webhook.sh")
-def webhook(task_id: str) -> Response:
-    """A shell command that sends the newest webhook, signed now.
-
-    Raises 409 if the task has no webhook.
-    """
-    task = tasks.get(caller, task_id)
-    deliveries = delivery_service.list_of_task(caller, task.id)
-    if not deliveries:
-        raise Problem(409, "The task has no webhook", code=error_codes.NO_DELIVERY)
-    webhook = attempts.webhook_of(task, deliveries[0])
-    headers = (f"{name}: {value}" for name, value in webhook.headers_now().items())
-    options = [f"--header {shlex.quote(header)}" for header in headers]
-    url, body = shlex.quote(webhook.url), shlex.quote(webhook.body.decode())
-    parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
-    # The body is piped to curl, since Linux limits an argument of a program to 128 KiB.
-    command = f"printf %s {body} |\n  " + " \\\n  ".join(parts) + "\n"
-    return Response(command, mimetype=TEXT)
 
 
 @managed.route("/tasks/<task_id>/links", methods=["GET", "POST"])

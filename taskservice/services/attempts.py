@@ -163,7 +163,7 @@ def _send(leased: deliveries.Leased, interrupt: Interrupt) -> Outcome:
     """
     try:
         if leased.hook_id is None:
-            message = webhook_of(_task(leased.task_id), leased)
+            message = _webhook_of(_task(leased.task_id), leased)
         else:
             message = _message_to_hook(leased)
         outcome = send(message, interrupt, partial(deliveries.require_lease, leased))
@@ -215,9 +215,9 @@ def _leave_to_loop(leased: deliveries.Leased) -> str:
 MAX_DESCRIBED = 200
 
 
-def webhook_of(task: TaskRow, delivery: Any) -> Message:
+def _webhook_of(task: TaskRow, leased: deliveries.Leased) -> Message:
     body, secrets = task_json.webhook_body(task), users.callback_secrets(task.user_id)
-    return Message(delivery.callback_url, body, id=delivery.id, secrets=secrets)
+    return Message(leased.callback_url, body, id=leased.id, secrets=secrets)
 
 
 def _message_to_hook(leased: deliveries.Leased) -> Message:

@@ -2,15 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from typing import Any
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote_plus
 
 import pytest
 from flask import Flask
-from standardwebhooks import Webhook
 
 from taskservice.database.models import Attempt
 from taskservice.services import neighbours, search
@@ -20,7 +17,6 @@ from tests.support.internals import end_for_silence, plan_of, reads, rows
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser, signed_in, text_of
 from tests.support.receiver import Receiver, answer, raw
-from tests.support.requirements import needs
 
 ANSWER = Attempt.__table__.columns.keys().index("answer")
 
@@ -360,7 +356,6 @@ def test_answer_of_the_receiver_is_shown_to_user_keys_only(
     assert len(stored[ANSWER].encode()) == 1024
     agent_window = signed_in(alice.agent_key())
     assert "x" * 20 not in task_page(agent_window, task)
-    assert agent_window.get(f"/tasks/{task['id']}/webhook.sh").status_code == 403
 
 
 @one_database
@@ -390,24 +385,6 @@ def test_answer_that_breaks_off_is_kept_as_far_as_it_came(
         receiver.answer = behaviour
         end_with_callback(alice, receiver)
     assert [row[ANSWER] for row in rows(app)["attempts"]] == ["some", "some"]
-
-
-@one_database
-def test_webhook_as_a_command_sends_the_same_once_more(
-    window: Browser, alice: ApiClient, receiver: Receiver
-) -> None:
-    task = end_with_callback(alice, receiver, "it's $HOME `id` \\n %s 🎉")
-    response = window.get(f"/tasks/{task['id']}/webhook.sh")
-    assert response.content_type == "text/plain; charset=utf-8"
-    if not shutil.which("curl"):
-        needs("curl", "install the package curl")
-    subprocess.run(["sh", "-c", response.text], check=True, capture_output=True, timeout=60)
-    first, second = receiver.wait_for(2)
-    assert (unquote(second.path), second.body) == (unquote(first.path), first.body)
-    assert second.headers["webhook-id"] == first.headers["webhook-id"]
-    secret = (alice.get("/callback-secret").json or {})["secret"]
-    Webhook(secret).verify(second.body, second.headers)
-    assert window.get(f"/tasks/{alice.start()['id']}/webhook.sh").status_code == 409
 
 
 # --- what is new in a failure ------------------------------------------------------------

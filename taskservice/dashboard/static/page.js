@@ -152,20 +152,12 @@ export async function copyText(text) {
   }
 }
 
-// Copies the text of an element, or of the response from another address.
+// Copies the text of an element.
 async function copy(button) {
-  const source = button.dataset.copy;
-  await copyText(
-    source.startsWith("#") ? document.querySelector(source).textContent : await textOf(source),
-  );
+  await copyText(document.querySelector(button.dataset.copy).textContent);
   const label = button.firstChild;
   label.data = "Copied";
   setTimeout(() => (label.data = "Copy"), 1_500);
-}
-
-async function textOf(address) {
-  const response = await fetch(address, { redirect: "manual" });
-  return response.ok ? response.text() : "";
 }
 
 addEventListener("click", (event) => {
