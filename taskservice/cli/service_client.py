@@ -123,8 +123,6 @@ def one_line_errors(failure: int = 1, unavailable: int | None = None) -> Iterato
         yield
     except SettingError as error:
         exit_with_error(str(error), WRONG_USE)
-    except responses.OtherVersion as error:
-        exit_with_error(str(error), failure)
     except (responses.InvalidKey, responses.NotTheService) as error:
         name = KEY_VARIABLE if isinstance(error, responses.InvalidKey) else "TASKSERVICE_URL"
         source = name if name in os.environ else "taskservice login"

@@ -22,7 +22,6 @@ from taskservice.client.responses import (
     LineGap,
     NotFound,
     NotTheService,
-    OtherVersion,
     Question,
     QuestionDeclined,
     QuestionExpired,
@@ -44,7 +43,7 @@ from taskservice.terms import ErrorType, Sort, Status
 __all__ = [
     "Agent", "Annotations", "Attention", "BadRequest", "Client", "Conflict", "ErrorType", "Expect",
     "Failure", "FinishedTask", "Forbidden", "Health", "Hook", "Invalid", "InvalidKey", "Line",
-    "LineGap", "NotFound", "NotTheService", "OtherVersion", "Question", "QuestionDeclined",
+    "LineGap", "NotFound", "NotTheService", "Question", "QuestionDeclined",
     "QuestionExpired", "QuestionNotAnswered", "QuestionWithdrawn", "Refused", "SettingError",
     "Sort", "Status", "Task", "TaskCancelled", "TaskFinished", "TaskHandler", "TaskServiceError",
     "TooLarge", "Unavailable", "UnexpectedResponse", "Unreachable", "current",

@@ -1,7 +1,6 @@
 """Sends requests to the service, and handles settings, timeouts, retries and errors."""
 
 import json
-import math
 import os
 import random
 import threading
@@ -99,9 +98,7 @@ class Connection:
                 # before, that a proxy temporarily can't reach the service.
                 is_known = self._has_responded and isinstance(error, responses.NotTheService)
                 is_temporary = is_known or isinstance(error, responses.RETRYABLE)
-                # A retry would fail too, since the version of the service seldom changes.
-                is_final = isinstance(error, responses.OtherVersion) and retry_timeout < math.inf
-                if is_final or not is_temporary:
+                if not is_temporary:
                     raise
                 if wait:
                     # Many proxies end long requests, so retry this request without a wait.
@@ -136,32 +133,9 @@ class Connection:
             options.setdefault("timeout", (CONNECT_SECONDS, wait + READ_AFTER_WAIT))
             headers["Prefer"] = f"wait={wait}"
         received = self._receive(method, API_PREFIX + path, expected, headers=headers, **options)
-        try:
-            response = responses.read(received, expected)
-        except TaskServiceError as error:
-            if responses.may_be_of_another_version(received, error):
-                self._compare_versions(isinstance(error, responses.UnknownPath))
-            raise
+        response = responses.read(received, expected)
         self._has_responded = True
         return response
-
-    def _compare_versions(self, is_too_old: bool) -> None:
-        """Raise OtherVersion if `is_too_old`, or if service and client have different versions."""
-        try:
-            received = self._receive("GET", "/openapi.json", responses.VERSION)
-            version = responses.read(received, responses.VERSION).data["info"]["version"]
-        except TaskServiceError:
-            return
-        if is_too_old:
-            raise responses.OtherVersion(
-                f"the service is too old for this command: it has the version {version}, and this "
-                f"client {__version__}"
-            )
-        if version != __version__:
-            raise responses.OtherVersion(
-                f"the service has the version {version}, and this client {__version__}: "
-                "install the same version on both sides"
-            )
 
     def _receive(
         self, method: str, path: str, expected: Expected[Any], **options: Any

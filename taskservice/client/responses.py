@@ -37,7 +37,7 @@ class TaskServiceError(Exception):
     - Stop working: TaskCancelled, TaskFinished, and NotFound if the task was deleted.
     - Try again later: Unreachable, Unavailable, UnexpectedResponse.
     - Fix the call or the setting: Invalid, TooLarge, BadRequest, InvalidKey, Forbidden, Conflict,
-      SettingError, NotTheService, OtherVersion.
+      SettingError, NotTheService.
     - Continue without an answer: QuestionDeclined, QuestionExpired, QuestionWithdrawn.
     """
 
@@ -59,14 +59,6 @@ class UnexpectedResponse(NotTheService):
 
     It is unknown whether the service has processed the request.
     """
-
-
-class UnknownPath(NotTheService):
-    """The path does not exist: the server is an older version of the service or another program."""
-
-
-class OtherVersion(UnexpectedResponse):
-    """The versions of the service and of this client are incompatible."""
 
 
 class Refused(TaskServiceError):
@@ -363,7 +355,6 @@ FOUND = Object("hits,searched")
 NEW_LINES = Object("against,lines,cut", is_log=True)
 USER = Object("id,name,key")
 CALLBACK_SECRET = Object("secret")
-VERSION = Object("info")
 
 
 class _FinishedTask(TypedDict):
@@ -410,14 +401,6 @@ def read(received: requests.Response, expected: Expected[T]) -> Response[T]:
     return Response(received.headers, received.content, data)
 
 
-def may_be_of_another_version(received: requests.Response, error: TaskServiceError) -> bool:
-    """Whether a service of another version may have sent the response that caused `error`."""
-    if isinstance(error, Invalid):
-        return "Unknown " in str(error)  # the service does not know a field or a parameter
-    is_unexpected = isinstance(error, UnexpectedResponse) and _media_type(received) == JSON
-    return is_unexpected or isinstance(error, UnknownPath)
-
-
 def _error(received: requests.Response) -> TaskServiceError:
     """The error for a response whose status is not 2xx."""
     status, problem = received.status_code, _json(received, PROBLEM_TYPE)
@@ -441,7 +424,10 @@ def _error(received: requests.Response) -> TaskServiceError:
             error.args = (f"{error.detail}: {noun} {unquote(ids.get(noun, ''))}",)
         return error
     if problem.get("code") == NO_SUCH_PATH:
-        return UnknownPath(_not_ours(received))
+        return NotTheService(
+            f"{received.url.partition('?')[0]} does not exist: the URL is wrong, or the service is "
+            "older than this client"
+        )
     if 300 <= status < 400 and "Location" in received.headers:
         target = without_user_info(received.headers["Location"])
         return NotTheService(f"{received.url} redirects to {target}; use that URL")
