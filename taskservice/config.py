@@ -69,14 +69,6 @@ def _bind(text: str) -> str:
     return text
 
 
-def _origins(text: str) -> tuple[str, ...]:
-    shape = r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?"
-    origins = tuple(origin.strip().lower() for origin in text.split(","))
-    if not all(re.fullmatch(shape, origin) for origin in origins):
-        raise ValueError("must be origins such as https://app.example, separated by commas")
-    return origins
-
-
 def _public_url(text: str) -> str:
     with suppress(destinations.RefusedError):
         destinations.read_url(text)
@@ -164,9 +156,6 @@ class Config:
         10 * 1024 * 1024,
         _number(1024, 1024 * 1024 * 1024),
         "Maximum size in bytes of an append to a log; other requests can have at most 2 MiB.",
-    )
-    MCP_ORIGINS: tuple[str, ...] = _setting(
-        (), _origins, "Web origins whose pages can call `/mcp`, separated by commas."
     )
     PUBLIC_URL: str = _setting(
         "",

@@ -9,18 +9,10 @@ from taskservice.web.request import require_link
 blueprint = Blueprint("shared", __name__, url_prefix="/shared/<token>")
 blueprint.before_request(require_link)
 
-# Web pages of any origin can read these responses, since the link alone gives access and no cookie
-# is used.
-CORS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Headers": "Prefer, If-None-Match, Last-Event-ID",
-    "Access-Control-Expose-Headers": "ETag, Preference-Applied, Retry-After, X-Request-Id",
-}
-
 
 @blueprint.after_request
 def add_headers(response: Response) -> Response:
-    response.headers.update({**CORS, **responses.PRIVATE, "Cache-Control": "no-store"})
+    response.headers.update(responses.PRIVATE | {"Cache-Control": "no-store"})
     return response
 
 

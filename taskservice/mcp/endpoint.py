@@ -20,7 +20,7 @@ OF_READ_KEYS = {"server/discover", "initialize", "ping", "tools/list", "tools/ca
 
 blueprint = Blueprint("mcp", __name__)
 blueprint.before_request(access.require_access)
-blueprint.after_request(access.add_headers)
+blueprint.after_request(access.add_vary)
 
 
 @blueprint.post(MCP_PATH, provide_automatic_options=False)
@@ -54,7 +54,5 @@ def handle() -> Response:
 
 @blueprint.route(MCP_PATH, methods=OTHER_METHODS, provide_automatic_options=False)
 def refuse() -> Response:
-    """Reject methods other than POST, and respond to CORS preflight requests."""
-    if access.is_preflight():
-        return FastResponse(status=204)
+    """Reject methods other than POST."""
     raise MethodNotAllowed(["POST"])
