@@ -56,12 +56,6 @@ class Connection:
         # Each thread has its own session, since sessions of `requests` are not thread-safe.
         self._local = threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_local": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_local": threading.local()}
-
     def call(
         self,
         method: str,

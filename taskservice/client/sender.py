@@ -281,9 +281,6 @@ class Outbox:
         self._writer, self._heartbeat = writer, heartbeat
         self.reset()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Outbox, (self._connection, self._task_id, self._writer, self._heartbeat)
-
     def reset(self) -> None:
         """Forget the lines and the thread: after a fork they belong to the parent."""
         self._lock = threading.Lock()

@@ -13,7 +13,6 @@ from itertools import chain, count, repeat
 from typing import Any, NamedTuple, NoReturn, cast, overload
 from urllib.parse import quote
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
 from taskservice import terms
 from taskservice.client import responses, spool
@@ -323,8 +322,7 @@ class Task:
     sending the remaining lines.
 
     Calls that block are retried like the calls of a Client, and can raise the same errors. Threads
-    can share a task. Forked child processes, and processes that unpickle a task, can add lines to
-    its log. A pickled task contains the API key.
+    and forked child processes can share a task.
 
     Attributes:
         id: The ID, a UUID.
@@ -361,11 +359,6 @@ class Task:
         # run` reports the status instead.
         self._reports_end = reports_end
         self._has_ended = False
-        self._copy_id = uuid4().hex  # all pickled copies of this task have the same ID
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        _copies[self._copy_id] = self
-        return _unpickle, (type(self), self.__dict__)
 
     def __repr__(self) -> str:
         data = {"name": "?", "agentId": "?", "status": "?"} | self.data
@@ -867,17 +860,6 @@ class Task:
         path = path_to("task", self.id, *rest)
         self.data |= self._connection.call(method, path, SHORT_TASK, params=SHORT, **options).data
         return self
-
-
-# Tasks that this process has pickled or unpickled, by their `_copy_id`.
-_copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
-
-
-def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
-    """Unpickle a task; all copies of a task in this process are the same object."""
-    task = kind.__new__(kind)
-    task.__dict__ |= state
-    return _copies.setdefault(state["_copy_id"], task)
 
 
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
