@@ -16,7 +16,6 @@ from taskservice.runner import saved_run
 from tests.support.commands import all_commands, run
 from tests.support.documents import DOCUMENTS, blocks, code_lines, install_commands, table
 from tests.support.requirements import needs
-from tests.support.service import COMMAND
 
 
 def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
@@ -173,16 +172,3 @@ def test_documented_completion_completes(tmp_path: Path) -> None:
         [bash, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert (shown.stdout, shown.stderr) == ("rerun\nlist\n", "")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_there_for_each_shell(shell: str, tmp_path: Path) -> None:
-    shown = subprocess.run(
-        COMMAND,
-        env={"_TASKSERVICE_COMPLETE": f"{shell}_source", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "_taskservice_completion" in shown.stdout

@@ -137,7 +137,7 @@ def _kept(client: Client, agent_id: str, changes: Collection[str]) -> dict[str, 
 
 
 @command.command("show", "summarizer")
-@click.argument("agent_id", type=options.known_agent)
+@click.argument("agent_id", type=options.text)
 @options.json_object
 def show(agent_id: str, as_json: bool) -> None:
     """Show an agent, its health, and the end of its mute."""
@@ -153,7 +153,7 @@ def show(agent_id: str, as_json: bool) -> None:
 
 
 @command.command("mute", "summarizer 8h")
-@click.argument("agent_id", type=options.known_agent)
+@click.argument("agent_id", type=options.text)
 @click.argument(
     "duration",
     type=options.Duration(minimum=1, maximum=MAX_MUTE_DAYS * DAY_SECONDS, needs_unit=True),
@@ -169,7 +169,7 @@ def mute(agent_id: str, duration: int) -> None:
 
 
 @command.command("unmute", "summarizer")
-@click.argument("agent_id", type=options.known_agent)
+@click.argument("agent_id", type=options.text)
 def unmute(agent_id: str) -> None:
     """Resume messages to people about an agent.
 
@@ -187,7 +187,7 @@ def _set_muted(agent_id: str, until: str | None) -> None:
 
 
 @command.command("delete", "summarizer")
-@click.argument("agent_id", type=options.known_agent)
+@click.argument("agent_id", type=options.text)
 @options.flag("--yes", help="Delete without asking for confirmation.")
 def delete(agent_id: str, yes: bool) -> None:
     """Delete an agent and its keys. The agent must have no tasks.

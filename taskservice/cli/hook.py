@@ -1,7 +1,6 @@
 """`taskservice hook`: the addresses that are notified of events."""
 
 import sys
-from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -33,7 +32,7 @@ OPTIONAL = ("LAST DELIVERED", "LABEL", "AGENT", "EVENTS", "FORMAT", "NAME")
 DELIVERY_HEADER = ("HAPPENED", "EVENT", "AGENT", "TASK", "STATE", "NEXT ATTEMPT", "LAST OUTCOME")
 DELIVERY_OPTIONAL = ("NEXT ATTEMPT", "TASK", "AGENT")
 
-hook_argument = click.argument("hook_id", type=options.known_hook)
+hook_argument = click.argument("hook_id", type=options.text)
 
 
 @click.group("hook", cls=options.Group)
@@ -68,7 +67,8 @@ def _fields(function: Any) -> Any:
         options.agent_option("agentId", help="Only events of this agent; '' for all agents."),
         click.option(
             "--label",
-            type=replace(options.known_label, parse=_label),
+            type=_label,
+            metavar="K=V",
             help="Only events of tasks with this label; '' for all tasks.",
         ),
         click.option(
@@ -97,7 +97,7 @@ def _fields(function: Any) -> Any:
 
 
 def _label(text: str) -> str:
-    return text and ":".join(options.known_label.parse(text))
+    return text and ":".join(options.key_value(text))
 
 
 def _named(client: Client, fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,19 @@
 """Options that several commands share: durations, text, IDs, labels, JSON, and --json."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial, reduce
-from itertools import islice
 from math import inf
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from taskservice.quantities import typed, typed_seconds
-from taskservice.terminal import escaped, exit_with_error, notice
+from taskservice.terminal import exit_with_error, notice
 from taskservice.terms import MAX_OBJECT
-
-if TYPE_CHECKING:
-    from taskservice.client import Client, Task
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def has_prefix(uuid: str, prefix: str) -> bool:
     return bool(digits) and uuid.replace("-", "").startswith(digits)
 
 
-def _label(value: str) -> tuple[str, str]:
+def key_value(value: str) -> tuple[str, str]:
     """The key and value of KEY=VALUE; the service validates them."""
     key, equals, rest = text(value).partition("=")
     if not key or not equals:
@@ -86,54 +81,6 @@ def _label(value: str) -> tuple[str, str]:
     return key, rest
 
 
-@dataclass(frozen=True)
-class Known(click.ParamType[Any]):
-    """An argument that a shell completes with values from the service, shown with descriptions."""
-
-    name: str
-    values: Callable[["Client"], Iterable[tuple[str, str]]]
-    parse: Callable[[str], Any] = text
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return self.parse(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        # Imported here, so that the server commands do not load the client.
-        from taskservice.client import Client, TaskServiceError
-
-        try:
-            values = list(self.values(Client(retry_timeout=0)))
-        except TaskServiceError:
-            return []
-        return [
-            CompletionItem(escaped(id), help=escaped(word))
-            for id, word in values
-            if id.startswith(incomplete)
-        ]
-
-
-def _newest_tasks(client: "Client") -> Iterable["Task"]:
-    return islice(client.tasks(fields="id,name,status,labels"), 100)
-
-
-def _labels(client: "Client") -> Iterable[tuple[str, str]]:
-    pairs = {pair for task in _newest_tasks(client) for pair in task.labels.items()}
-    return ((f"{key}={text}", "") for key, text in sorted(pairs))
-
-
-known_agent = Known(
-    "id", lambda client: ((agent["id"], agent["name"]) for agent in client.agents())
-)
-known_task = Known(
-    "task_id",
-    lambda client: ((task.id, f"{task.name}: {task.status}") for task in _newest_tasks(client)),
-)
-known_hook = Known(
-    "hook_id", lambda client: ((hook["id"], hook["name"]) for hook in client.hooks())
-)
-known_label = Known("K=V", _labels, _label)
 flag = partial(click.option, is_flag=True)
 text_option = partial(click.option, type=text)
 json_lines = flag("--json", "as_json", help="Print one JSON object per line.")
@@ -182,7 +129,7 @@ def _json_or_member(value: str) -> dict[str, Any]:
     return json_input(value)
 
 
-agent_option = partial(click.option, "--agent", type=known_agent)
+agent_option = partial(text_option, "--agent", metavar="ID")
 json_option = partial(click.option, type=json_input, metavar="JSON")
 limit_option = partial(click.option, "--limit", type=click.IntRange(1), metavar="N")
 task_input = partial(
@@ -199,7 +146,8 @@ labels_option = partial(
     click.option,
     "--label",
     "labels",
-    type=known_label,
+    type=key_value,
+    metavar="K=V",
     multiple=True,
     callback=lambda ctx, param, pairs: dict(pairs) or None,
 )

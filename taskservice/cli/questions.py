@@ -120,7 +120,7 @@ _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
     '01a20e63-9249-713c deploy=true note="after lunch"',
     "01a20e63-9249-713c --decline",
 )
-@click.argument("task_id", type=options.known_task)
+@click.argument("task_id", type=options.text)
 @click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=options.text)
 @options.text_option(
     "--question", "question_id", metavar="ID", help="Question to answer, if several are open."

@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 )
 @click.option(
     "--agent",
-    type=replace(options.known_agent, parse=str),
+    metavar="ID",
     help="Agent of the task; registered if new (default: the agent of an agent key, else the file "
     "name of CMD).",
 )

@@ -53,7 +53,7 @@ STATES: dict[str, dict[str, Any]] = {
     terms.TIMEOUT: {"error_types": (terms.TIMEOUT,)},
 }
 
-task_argument = click.argument("task_id", type=options.known_task)
+task_argument = click.argument("task_id", type=options.text)
 times_option = options.flag("--times", help="Prefix each line with its time.")
 follow_option = options.flag(
     "--follow", "is_followed", help="Print the log until the task ends, like `follow`."
@@ -105,7 +105,7 @@ def start(agent: str, is_followed: bool, as_json: bool, **fields: Any) -> None:
 @options.flag("--cancelled", help="Only tasks that were cancelled.")
 @options.flag("--timeout", help="Only tasks that timed out.")
 @options.label_filter
-@click.option("--parent", type=options.known_task, help="Only children of this task.")
+@options.text_option("--parent", metavar="TASK_ID", help="Only children of this task.")
 @options.text_option("--q", help="Only tasks whose name contains this text.")
 @options.since_option("created_after", help="Only tasks started in the last TIME, such as 12h.")
 @options.limit_option(help=f"Maximum number of tasks (default: {ROWS}; with --json, all).")
@@ -201,9 +201,9 @@ def logs(task_id: str, is_followed: bool, **others: Any) -> None:
 
 @command.command("new-lines", "01a20e63-9249-713c")
 @task_argument
-@click.option(
+@options.text_option(
     "--against",
-    type=options.known_task,
+    metavar="TASK_ID",
     help="Task to compare with (default: the agent's last complete task before this one).",
 )
 @options.json_object
@@ -253,7 +253,7 @@ PARTICIPLES = {terms.CANCEL: "cancelled", terms.DELETE: "deleted", terms.RERUN: 
 def _for_tasks(action: terms.BulkAction, function: Callable[..., None]) -> Callable[..., None]:
     """Call the command if one TASK_ID is given; otherwise change all selected tasks."""
 
-    @click.argument("task_ids", metavar="[TASK_ID]...", type=options.known_task, nargs=-1)
+    @click.argument("task_ids", metavar="[TASK_ID]...", type=options.text, nargs=-1)
     @options.agent_filter
     @click.option(
         "--status", type=click.Choice(terms.STATUSES), help="Only tasks with this status."

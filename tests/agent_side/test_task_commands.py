@@ -434,30 +434,6 @@ def test_logs_prints_a_part(machine: AgentMachine) -> None:
     assert following.returncode == 0
 
 
-# --- completion --------------------------------------------------------------------------
-
-
-def test_shell_completes_ids_and_labels(machine: AgentMachine) -> None:
-    task = machine.user.start("nightly-import", name="first", labels={"env": "prod"})
-
-    def completed(*words: str) -> list[str]:
-        machine.settings = {
-            "_TASKSERVICE_COMPLETE": "bash_complete",
-            "COMP_WORDS": " ".join(("taskservice", *words)),
-            "COMP_CWORD": str(len(words)),
-        }
-        return machine.run().stdout.splitlines()
-
-    assert completed("task", "show", str(task["id"])[:4]) == [f"plain,{task['id']}"]
-    assert completed("task", "list", "--agent", "nigh") == ["plain,nightly-import"]
-    assert completed("agent", "delete", "nigh") == ["plain,nightly-import"]
-    assert completed("task", "list", "--label", "en") == ["plain,env=prod"]
-    hook = machine.user.request("POST", "/hook", json={"target": "https://ntfy.sh/alerts"}).json()
-    assert completed("hook", "off", hook["id"][:4]) == [f"plain,{hook['id']}"]
-    machine.key = "wrong"
-    assert completed("task", "show", "0") in ([], [""])
-
-
 # --- beginnings of IDs -------------------------------------------------------------------
 
 

@@ -192,15 +192,6 @@ def test_wrong_value_of_an_option_is_quoted_escaped(
     assert obeyed(wrong.stdout + wrong.stderr) == []
 
 
-def test_completions_of_a_shell_are_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
-    start(nasty)
-    line = {"COMP_WORDS": "taskservice task show ", "COMP_CWORD": "3"}
-    machine.settings = {"_TASKSERVICE_COMPLETE": "zsh_complete", **line}
-    completed = machine.run()
-    assert obeyed(completed.stdout) == []
-    assert SHOWN in completed.stdout
-
-
 def test_follow_prints_colours_and_no_other_control_characters(
     nasty: RemoteClient, machine: AgentMachine
 ) -> None:
