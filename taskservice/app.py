@@ -1,11 +1,9 @@
 """The application factory."""
 
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 from flask import Flask
-from werkzeug.routing import Rule
 
 from taskservice import api, dashboard, errors, mcp, resources
 from taskservice.config import Config
@@ -17,19 +15,8 @@ from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
 from taskservice.web.responses import FastResponse, LongListSlots
 
 
-class LazyRule(Rule):
-    """A rule that compiles its URL builder when its first URL is built."""
-
-    # Compiling the URL builders of all routes would take 5% of the startup time.
-    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
-        compiled = cache(partial(super()._compile_builder, append_unknown))
-        return lambda rule, **values: compiled()(rule, **values)
-
-
 class Service(Flask):
     """A Flask app that has no asynchronous views."""
-
-    url_rule_class = LazyRule
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # Flask would check seven times per request whether a function is asynchronous.

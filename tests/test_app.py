@@ -4,17 +4,14 @@ import os
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
-from flask import Flask, Response, url_for
-from werkzeug.routing import rules
+from flask import Flask, Response
 
 import taskservice
 from taskservice.config import Config
 from taskservice.database import engine, migrations
 from tests.support.api_client import ApiClient
-from tests.support.apps import new_app
 from tests.support.marks import one_database
 
 
@@ -74,20 +71,3 @@ def test_bug_reaches_the_debugger_and_tests(
     assert app.test_client().get("/api/v1/user").status_code == 401
     app.config["PROPAGATE_EXCEPTIONS"] = False
     assert app.test_client().get(path).status_code == 500
-
-
-@one_database
-def test_rule_compiles_how_to_build_its_urls_when_it_builds_the_first(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled = []
-
-    def note(code: Any, *arguments: Any) -> Any:
-        compiled.append(code)
-        return compile(code, *arguments)
-
-    monkeypatch.setattr(rules, "compile", note, raising=False)
-    with new_app(config) as app, app.test_request_context():
-        assert compiled == []
-        urls = [url_for("dashboard.tasks.show", task_id=task_id, line=3) for task_id in ("a", "b")]
-        assert (urls, len(compiled)) == (["/tasks/a?line=3", "/tasks/b?line=3"], 1)

@@ -293,14 +293,9 @@ def is_function(value: object) -> bool:
     return code is not None and str(PACKAGE) in code.co_filename
 
 
-def test_private_parts_of_other_libraries_are_decided() -> None:
+def test_no_private_parts_of_other_libraries_are_used() -> None:
     trees = [tree(path) for path in PACKAGE.rglob("*.py")]
-    used = (private_names(trees) | overridden_names()) - DOCUMENTED
-    cells = [
-        row[0]
-        for row in table("docs/contributing/decisions.md", "## Private parts of other libraries")
-    ]
-    assert used == {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert (private_names(trees) | overridden_names()) - DOCUMENTED == set()
 
 
 def test_private_part_is_found() -> None:

@@ -1,6 +1,5 @@
 """The commands of `taskservice` by name; each command is imported only when it is called."""
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -105,21 +104,10 @@ class _CommandsOnDemand(click.Group):
                 formatter.write_dl([(name, _load(name).get_short_help_str(60)) for name in names])
 
 
-def quick_import(name: str) -> Any:
-    """Import a module without garbage collection; call this before other threads start."""
-    # Imports create hardly any garbage, and are about 10% faster without garbage collection.
-    gc.disable()
-    try:
-        return import_module(name)
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def _load(name: str) -> click.Command:
     """Load a command; without the server's packages, a server command only prints what it needs."""
     try:
-        module = quick_import(COMMANDS[name])
+        module = import_module(COMMANDS[name])
     except ModuleNotFoundError as error:
         if name in CLIENT_COMMANDS or str(error.name).startswith("taskservice"):
             raise

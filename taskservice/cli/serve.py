@@ -17,7 +17,6 @@ from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background.maintenance import join_loops, start_loops
 from taskservice.cli import options
-from taskservice.cli.commands import quick_import
 from taskservice.config import PREFIX, Config, ConfigError, documented, unknown_names
 from taskservice.database.address import shown, sqlite_file
 from taskservice.database.engine import dispose
@@ -158,9 +157,11 @@ def command() -> None:
     # service has its own settings instead.
     for name in ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE"):
         os.environ.pop(name, None)
+    from taskservice.serving.settings import serve
+
     name_database(config)
     notice(f"data in {config.DATA}, listening on {config.BIND}")
-    quick_import("taskservice.serving.settings").serve(lambda: app, config)
+    serve(lambda: app, config)
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
