@@ -11,7 +11,6 @@ from marshmallow import ValidationError
 from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
-from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import (
     attention_items,
     first_texts,
@@ -67,7 +66,6 @@ MAX_WAITING = 1_000
 
 
 @blueprint.get("/agents", strict_slashes=False)
-@shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
     alarms = attention.by_agent(attention_items())
@@ -95,7 +93,6 @@ def _urgency(alarms: attention.Alarms, agent_id: str) -> tuple[bool, int]:
 
 
 @blueprint.get("/agents/<agent_id>")
-@shared
 def show(agent_id: str) -> Response:
     agent = agent_service.get(caller, agent_id)
     expect = _stored_expect(agent)

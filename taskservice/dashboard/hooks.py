@@ -11,7 +11,6 @@ from taskservice import terms
 from taskservice.auth import caller
 from taskservice.config import is_loopback
 from taskservice.dashboard import schema_form
-from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, texts
 from taskservice.dashboard.schema_form import Errors, Json
 from taskservice.dashboard.sessions import create_once
@@ -44,7 +43,6 @@ BY_ADDRESS = ""  # the format depends on the address
 
 
 @blueprint.route("/notifications", methods=["GET", "POST"], strict_slashes=False)
-@shared
 def list_all() -> Response:
     """List the hooks, or add a hook; a rejected form is shown again with its errors."""
     schema, typed, errors = _form_schema(), None, Errors()
@@ -83,7 +81,6 @@ def _create(content: Json) -> Response:
 
 
 @blueprint.get("/notifications/<hook_id>")
-@shared
 def show(hook_id: str) -> Response:
     hook = hooks.get(caller, hook_id)
     deliveries, waiting = hooks.list_sent(hook)

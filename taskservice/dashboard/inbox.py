@@ -4,7 +4,6 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.dashboard import questions
-from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import attention_items, page
 from taskservice.services import agents, attention, hooks
 
@@ -12,7 +11,6 @@ blueprint = Blueprint("inbox", __name__)
 
 
 @blueprint.get("/inbox", strict_slashes=False)
-@shared
 def show() -> Response:
     alarms = attention.by_agent(attention_items())
     return page(

@@ -14,7 +14,6 @@ from taskservice import error_codes, terms
 from taskservice.auth import caller
 from taskservice.dashboard import filters, formatting, questions, schema_form, sessions
 from taskservice.dashboard.agents import start_form
-from taskservice.dashboard.page_cache import shared
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, see_other, way_back
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
@@ -150,7 +149,6 @@ MAX_LINE_LENGTH = 5_000
 
 
 @blueprint.get("/")
-@shared
 def list_all() -> Response:
     if complete := filters.without_empty_fields():
         return complete
@@ -218,7 +216,6 @@ def redirect_to_list() -> Response:
 
 
 @blueprint.get("/tasks/<task_id>")
-@shared
 def show(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     agent = agents.get(caller, task.agent_id)
@@ -376,7 +373,6 @@ public.before_request(require_link)
 
 # `path` matches slashes too, so that a link with appended text gets the page for invalid links.
 @public.get("/<path:token>")
-@shared
 def show_by_link(task_id: str) -> Response:
     task = tasks.get(caller, task_id)
     return page(
@@ -394,7 +390,6 @@ public.get("/<token>/log.txt")(download)
 
 
 @blueprint.route("/tasks/<task_id>/rerun", methods=["GET", "POST"])
-@shared
 def rerun(task_id: str) -> Response:
     caller.require_full_access()
     task = tasks.get(caller, task_id)

@@ -213,15 +213,6 @@ class DatabaseFiles:
             self._recent_until = now + RECENT_SECONDS
         return True
 
-    def data_version(self) -> int:
-        """A number that changes with each commit, by any connection in any process."""
-        with self._lock:
-            try:
-                version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
-            except self._kept.Error as error:
-                raise OperationalError("PRAGMA data_version", None, error) from error
-            return version
-
     def close(self) -> None:
         """Close the files, after all other connections of this process are closed."""
         with self._lock:

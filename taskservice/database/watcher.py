@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -13,7 +13,6 @@ from sqlalchemy import Connection, Engine
 
 from taskservice import resources
 from taskservice.database.engine import Database
-from taskservice.database.transactions import reading
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +28,6 @@ CHANGE_QUERIES = {
     "sqlite": "PRAGMA data_version",
     "postgresql": "SELECT pg_current_snapshot()::text",
 }
-
-
-def change_marker() -> Hashable:
-    """A value that changes with each commit of any process."""
-    database = resources.find(Database)
-    if database.files is not None:
-        return database.files.data_version()
-    with reading() as connection:
-        return str(connection.exec_driver_sql(CHANGE_QUERIES["postgresql"]).scalar_one())
 
 
 class Watcher:

@@ -19,7 +19,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from taskservice.dashboard import page_cache, sessions
+from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.database import clock as timestamps
 from taskservice.services import agents, lists
@@ -531,23 +531,6 @@ def test_page_that_has_not_changed_is_304(window: Browser, alice: ApiClient) -> 
     assert window.get("/", headers=headers).status_code == 304
     alice.start()
     assert window.get("/", headers=headers).status_code == 200
-
-
-@one_database  # on PostgreSQL a commit to another database of the server counts too
-def test_tabs_share_a_page_until_something_changes(
-    app: Flask, window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # On a busy machine a page may take longer than its maximum age.
-    monkeypatch.setattr(page_cache, "MAX_AGE", 600.0)
-    task = alice.start(name="Before")
-    for path in ("/", f"/tasks/{task['id']}", "/agents/summarizer"):
-        first = window.get(path)
-        same: list[str] = []
-        # Only the key is read.
-        assert len(reads(app, lambda: same.append(window.get(path).text))) == 1  # noqa: B023
-        assert same == [first.text]
-        alice.report(task, name=f"After {path}")
-        assert f"After {path}" in window.get(path).text
 
 
 def test_tabs_count_the_filtered_tasks(window: Browser, alice: ApiClient) -> None:
