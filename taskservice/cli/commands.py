@@ -45,7 +45,6 @@ SERVER_COMMANDS = {
     "db": "taskservice.cli.db",
     "prune": "taskservice.cli.prune",
     "export": "taskservice.cli.export",
-    "import": "taskservice.cli.export",
 }
 GROUPS = {
     "Client commands (they need `taskservice login`)": CLIENT_COMMANDS,

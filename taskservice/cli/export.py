@@ -1,20 +1,15 @@
-"""`taskservice export` and `import`: tasks as JSON Lines."""
+"""`taskservice export`: tasks as JSON Lines."""
 
-import shutil
 import sys
-import tempfile
-from dataclasses import asdict
 
 import click
 from marshmallow import ValidationError
 
 from taskservice.cli import options
 from taskservice.cli.serve import service_app
-from taskservice.quantities import plural
 from taskservice.schemas.fields import in_utc
 from taskservice.services import exports
-from taskservice.services.imports import InvalidExport, import_from
-from taskservice.terminal import exit_with_error, notice, print_json, print_line
+from taskservice.terminal import exit_with_error
 
 
 def _time(value: str) -> str:
@@ -49,35 +44,3 @@ def command(user: str | None, since: str | None) -> None:
             raise
         except OSError as error:
             exit_with_error(f"stdout can't be written: {error.strerror}")
-
-
-@options.command("taskservice import", "< tasks.jsonl")
-@options.json_object
-def import_command(as_json: bool) -> None:
-    """Import an export from stdin, completely or not at all.
-
-    Tasks and hooks retain their IDs; existing tasks and hooks are skipped. Nobody is notified, and
-    imported hooks are off. An error message contains the line number in the export.
-    """
-    with service_app():
-        try:
-            # `sys.stdin` is not used: it is None if stdin was closed when Python started.
-            with open(0, "rb", closefd=False) as stdin, tempfile.TemporaryFile() as copy:
-                if not stdin.seekable():
-                    # Read a pipe, which can be slow, before the import: the database accepts no
-                    # other writes during the import.
-                    shutil.copyfileobj(stdin, copy)
-                    copy.seek(0)
-                imported = import_from(stdin if stdin.seekable() else copy)
-        except (InvalidExport, OSError) as error:
-            exit_with_error(f"Nothing was imported: {error}")
-    sentence = (
-        f"{plural(imported.tasks, 'task')} imported, {imported.existing_tasks:,} already existed; "
-        f"{plural(len(imported.users), 'user')}, {plural(imported.agents, 'agent')} and "
-        f"{plural(imported.hooks, 'hook')} added"
-    )
-    print_json(asdict(imported)) if as_json else print_line(sentence)
-    for name in imported.users:
-        notice(f"user {name} has no key yet; add one with `taskservice key add`")
-    if imported.hooks:
-        notice("the hooks are off; their users turn them on with `taskservice hook on ID`")

@@ -1,27 +1,26 @@
-"""Two months of tasks of eight agents, as the lines of an export, from a fixed random seed."""
+"""Two months of tasks of eight agents, from a fixed random seed."""
 
-import io
 import random
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
-from taskservice import __version__
+from taskservice.database import clock
 from taskservice.database.clock import rfc3339
-from taskservice.database.models import Agent, Task
+from taskservice.database.models import Agent, LogChunk, Question, Task, TaskLabel
 from taskservice.database.transactions import transaction
 from taskservice.schemas import strict_json
-from taskservice.schemas.export_lines import FORMAT
-from taskservice.services import imports
+from taskservice.services import agents, logs, questions
 from taskservice.services.reports import CANCELLED_MESSAGE
-from taskservice.terms import CANCELLED, FAILED, RUNNING, SERVICE, TIMEOUT
+from taskservice.terms import BROKEN, CANCELLED, FAILED, OK, OPEN, SERVICE, TIMEOUT
 
 DAYS = 60
 LONG_LOG_LINES = 100_000
-LINES_PER_CHUNK = 1_000
 USER, KEY_NAME = "demo", "first"
 
 BACKUP, INVOICES, REPORT, VIDEO = (
@@ -76,52 +75,54 @@ class History:
         self._user_id, self._now = user_id, datetime.now(UTC)
         self._days, self._long_log = days, long_log
         self._random = random.Random(8)  # noqa: S311 - reproducible
-        self._tasks: list[tuple[str, list[bytes]]] = []
+        # Rows of the tables, by column name, and the chunks of each task's log.
+        self._tasks: list[dict[str, Any]] = []
+        self._labels: list[dict[str, str]] = []
+        self._questions: list[dict[str, Any]] = []
+        self._logs: list[tuple[str, list[logs.Chunk]]] = []
 
     def store(self) -> None:
         """Store the tasks, with an agent that is late and a task that hangs."""
-        imports.import_from(io.BytesIO(b"".join(self._lines())))
-        self._set_states()
-
-    def _lines(self) -> Iterator[bytes]:
-        """The lines of an export, in order."""
-        began = self._now - timedelta(days=self._days)
-        yield _line("export", format=FORMAT, version=__version__)
-        of_user = {"name": USER, "createdAt": rfc3339(began)}
-        yield _line("user", id=self._user_id, hooks=[], **of_user)
-        for agent_id, (name, description) in AGENTS.items():
-            texts = {"id": agent_id, "name": name, "description": description}
-            of_agent = {"userId": self._user_id, "createdAt": rfc3339(began)}
-            yield _line("agent", **texts, **of_agent, expect=EXPECTED.get(agent_id))
         for day in range(self._days, -1, -1):
             self._add_day(datetime.combine(self._now - timedelta(days=day), time(), UTC))
         self._add_today()
-        for _, lines in sorted(self._tasks):
-            yield from lines
-        yield _line("end", tasks=len(self._tasks))
-
-    def _set_states(self) -> None:
-        """Mark the imported report agent as late, and the imported backup as hanging."""
-        due, began = self._last(7), self._last(2)
-        late = rfc3339(due + timedelta(seconds=EXPECTED[REPORT]["grace"]))
-        longest = timedelta(seconds=EXPECTED[BACKUP]["maxDuration"])
-        reason = "runs for 1 h 4 s, longer than its maximum of 1 h"
-        hangs = {"hanging_since": rfc3339(began + longest), "hanging_reason": reason}
         with transaction() as connection:
-            connection.execute(
-                update(Agent)
-                .where(Agent.user_id == self._user_id, Agent.id == REPORT)
-                .values(due_at=rfc3339(due), late_at=late, late_since=late)
-            )
-            connection.execute(
-                update(Task)
-                .where(
-                    Task.user_id == self._user_id,
-                    Task.agent_id == BACKUP,
-                    Task.status == RUNNING,
-                )
-                .values(hangs | {"hang_check_at": None})
-            )
+            connection.execute(insert(Agent), [self._agent(agent_id) for agent_id in AGENTS])
+            connection.execute(insert(Task), sorted(self._tasks, key=itemgetter("id")))
+            connection.execute(insert(TaskLabel), self._labels)
+            for task_id, chunks in self._logs:
+                log_id = logs.NEW_LOG.scalar(connection, task_id=task_id)
+                connection.execute(insert(LogChunk), list(_chunk_rows(log_id, chunks)))
+            connection.execute(insert(Question), self._questions)
+            for question in self._questions:
+                task_id = question["task_id"]
+                values = {"questions": questions.open_json(connection, task_id)}
+                connection.execute(update(Task).where(Task.id == task_id).values(values))
+
+    def _agent(self, agent_id: str) -> dict[str, Any]:
+        """The row of an agent, whose state follows from its finished tasks."""
+        name, description = AGENTS[agent_id]
+        fields = {"name": name, "description": description, "expect": EXPECTED.get(agent_id)}
+        began = rfc3339(self._now - timedelta(days=self._days))
+        row: dict[str, Any] = {"user_id": self._user_id, "id": agent_id, "created_at": began}
+        row |= {"state": None, "state_since": None, "failures": 0, **agents.columns(fields)}
+        ended = sorted(
+            (task["finished_at"], task["error_type"] is not None)
+            for task in self._tasks
+            if task["agent_id"] == agent_id
+            and task["finished_at"] is not None
+            and task["error_type"] != CANCELLED
+        )
+        if ended:
+            is_broken = ended[-1][1]
+            last = list(takewhile(lambda task: task[1] == is_broken, reversed(ended)))
+            row |= {"state": BROKEN if is_broken else OK, "state_since": last[-1][0]}
+            row["failures"] = len(last) if is_broken else 0
+        if agent_id == REPORT:
+            due = self._last(7)
+            late = rfc3339(due + timedelta(seconds=EXPECTED[REPORT]["grace"]))
+            row |= {"due_at": rfc3339(due), "late_at": late, "late_since": late}
+        return row
 
     def _last(self, hour: int) -> datetime:
         """The most recent time at this hour, in UTC, that is at least two hours ago."""
@@ -175,20 +176,17 @@ class History:
 
     def _ask(self, asked: datetime, message: str, name: str, field: dict[str, Any]) -> None:
         """Add an open question with one field to the task that was added last."""
-        task_id, lines = self._tasks[-1]
-        question = {
-            "id": self._id(asked),
-            "taskId": task_id,
-            "message": message,
-            "schema": {"type": "object", "properties": {name: field}, "required": [name]},
-            "state": "open",
-            "askedAt": rfc3339(asked),
-            "expiresAt": None,
-            "answer": None,
-            "answeredBy": None,
-        }
-        # In an export, the line of a question follows the line of its task.
-        lines.insert(1, _line("question", **question))
+        schema = {"type": "object", "properties": {name: field}, "required": [name]}
+        self._questions.append(
+            {
+                "id": self._id(asked),
+                "task_id": self._tasks[-1]["id"],
+                "message": message,
+                "schema": _json(schema),
+                "state": OPEN,
+                "asked_at": rfc3339(asked),
+            }
+        )
 
     def _add_backup(self, began: datetime, hangs: bool = False) -> None:
         if began >= self._last(2) and not hangs:
@@ -202,6 +200,11 @@ class History:
             log[-1] = f"dumping {TABLES[-1]}: 61%"
             self._add(BACKUP, began, 400, "", log, {}, status="running", progress=0.94,
                       note=f"table {len(TABLES)} of {len(TABLES)}")  # fmt: skip
+            longest = timedelta(seconds=EXPECTED[BACKUP]["maxDuration"])
+            self._tasks[-1] |= {
+                "hanging_since": rfc3339(began + longest),
+                "hanging_reason": "runs for 1 h 4 s, longer than its maximum of 1 h",
+            }
             return
         megabytes = sum(rows) // 4_000
         log += [f"wrote {megabytes} MB", "checksum is right"]
@@ -331,40 +334,56 @@ class History:
         is_running = status == "running"
         task_id = self._id(began)
         log = [*log, *(error.split("\n") if error and error_type == FAILED else [])]
+        # All rows have the same keys, since one statement inserts them.
+        name = name or AGENTS[agent_id][0]
         task = {
             "id": task_id,
-            "userId": self._user_id,
-            "agentId": agent_id,
-            "name": name or AGENTS[agent_id][0],
-            "createdAt": rfc3339(began),
-            "claimedAt": rfc3339(began),
-            "updatedAt": rfc3339(ended),
-            "finishedAt": None if is_running else rfc3339(ended),
-            "input": {},
-            "output": output,
+            "user_id": self._user_id,
+            "agent_id": agent_id,
+            "name": name,
+            "name_folded": name.casefold(),
             "status": "error" if error else status,
-            "error": {"type": error_type, "message": error} if error else None,
-            "startedBy": KEY_NAME,
-            "endedBy": None if is_running else SERVICE if error_type == TIMEOUT else KEY_NAME,
-            "progress": progress,
+            "error_type": error_type if error else None,
+            "error_message": error,
+            "started_by": KEY_NAME,
+            "ended_by": None if is_running else SERVICE if error_type == TIMEOUT else KEY_NAME,
+            "input": "{}",
+            "output": _json(output),
+            "labels": _json(labels or {}),
+            "progress": None if progress is None else _json(progress),
             "note": note,
-            "labels": labels or {},
-            "parentId": parent,
-            "firstLog": 1,
-            "logCount": len(log),
-            "logBytes": sum(len(line.encode()) + 1 for line in log),
+            "parent_id": parent,
+            "created_at": rfc3339(began),
+            "claimed_at": rfc3339(began),
+            "updated_at": rfc3339(ended),
+            "finished_at": None if is_running else rfc3339(ended),
+            "last_heartbeat_at": rfc3339(self._now),
+            "hanging_since": None,
+            "hanging_reason": None,
+            "first_log": 1,
+            "log_count": len(log),
+            "log_bytes": sum(len(line.encode()) + 1 for line in log),
+            "default_writer_seq": len(log),
             "version": 3,
-            "writers": {"": len(log)},
         }
-        lines = [_line("task", **task)]
+        self._tasks.append(task)
+        for key, value in (labels or {}).items():
+            label = {"task_id": task_id, "label": f"{key}:{value}", "user_id": self._user_id}
+            self._labels.append(label)
         step = timedelta(seconds=seconds / (len(log) + 1))
-        for start in range(0, len(log), LINES_PER_CHUNK):
-            chunk = log[start : start + LINES_PER_CHUNK]
-            at = [rfc3339(began + step * (start + number)) for number in range(1, len(chunk) + 1)]
-            lines.append(_line("log", taskId=task_id, first=start + 1, lines=chunk, at=at))
-        self._tasks.append((task_id, lines))
+        at = [clock.milliseconds(rfc3339(began + step * line)) for line in range(1, len(log) + 1)]
+        self._logs.append((task_id, logs.from_strings(log, at)))
         return task_id
 
 
-def _line(kind: str, **content: Any) -> bytes:
-    return strict_json.dumps({"type": kind, **content}) + b"\n"
+def _chunk_rows(log_id: int, chunks: Sequence[logs.Chunk]) -> Iterator[dict[str, Any]]:
+    last = 0
+    for chunk in chunks:
+        last += chunk.count
+        row = {"log_id": log_id, "last": last, "count": chunk.count, "text": chunk.text}
+        at, times = clock.encode(chunk.times)
+        yield row | {"at": at, "times": times}
+
+
+def _json(value: Any) -> str:
+    return strict_json.dumps(value).decode()

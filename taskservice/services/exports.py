@@ -7,36 +7,45 @@ from sqlalchemy import bindparam, select
 
 from taskservice import __version__
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, Delivery, Hook, LogWriter, Question, Task, User
+from taskservice.database.models import Agent, Delivery, Hook, Question, Task, User
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import in_pages, read_all, read_snapshot
-from taskservice.database.types import AnyRow, AnySelect, Identifier
+from taskservice.database.types import AnySelect, Identifier
 from taskservice.errors import Problem, invalid
-from taskservice.schemas import export_lines, strict_json
-from taskservice.schemas.tasks import DELIVERY_COLUMNS
-from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS
+from taskservice.schemas import strict_json
+from taskservice.schemas.hooks import HookSchema
+from taskservice.schemas.tasks import (
+    DELIVERY_COLUMNS,
+    TASK_EXPANSIONS,
+    DeliverySchema,
+    TaskSchema,
+    attempt_schema,
+    question_schema,
+)
+from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS, agent_schema, user_schema
 from taskservice.services import deliveries, logs, questions, tasks
 
+FORMAT = 1  # the version of the export format; a new field needs no new version
 TASKS_PER_READ = 1_000  # the number of IDs per statement; the tasks are then read one by one
+# `failingSince` is not exported, since it depends on attempts that are not exported either.
+_hook_rows = HookSchema(exclude=("failingSince",))
+# Logs and questions are exported in separate lines.
+_task_rows = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions", "hangingSince"))
+_delivery_rows = DeliverySchema(exclude=("attempts",))
 _of_task = bindparam("task_id", type_=Identifier)
 _TASK = Statement[Any](
-    tasks.tasks_with_log_id.add_columns(
-        Task.timeout, Task.default_writer_seq, Task.idempotency_key, Task.idempotency_digest
-    ).where(Task.id == _of_task)
-)
-_WRITERS = Statement[AnyRow](
-    select(LogWriter.writer, LogWriter.seq).where(LogWriter.task_id == _of_task)
+    tasks.tasks_with_log_id.add_columns(Task.timeout, Task.idempotency_key).where(
+        Task.id == _of_task
+    )
 )
 _DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS)
     .where(Delivery.task_id == _of_task, Delivery.hook_id.is_(None))
     .order_by(Delivery.created_at, Delivery.id)
 )
-_QUESTIONS: AnySelect = questions.OF_TASK.add_columns(
-    Question.idempotency_key, Question.idempotency_digest
-)
+_QUESTIONS: AnySelect = questions.OF_TASK.add_columns(Question.idempotency_key)
 _HOOKS: AnySelect = (
-    select(*export_lines.hook_rows.columns.values())
+    select(*_hook_rows.columns.values())
     .where(Hook.user_id == bindparam("user_id"), Hook.deleted_at.is_(None))
     .order_by(Hook.created_at, Hook.id)
 )
@@ -54,10 +63,10 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     people = [row for row in users if user in (None, row.name)]
     if user is not None and not people:
         raise invalid({"user": [f"There is no user {user}"]})
-    yield _line("export", {"format": export_lines.FORMAT, "version": __version__})
+    yield _line("export", {"format": FORMAT, "version": __version__})
     for row in people:
-        hooks_of_user = export_lines.hook_rows.dump(read_all(_HOOKS, user_id=row.id), many=True)
-        yield _line("user", export_lines.user_rows.dump(row) | {"hooks": hooks_of_user})
+        hooks_of_user = _hook_rows.dump(read_all(_HOOKS, user_id=row.id), many=True)
+        yield _line("user", user_schema.dump(row) | {"hooks": hooks_of_user})
     user_ids = [row.id for row in people]
     of_users = select(*AGENT_COLUMNS).where(Agent.user_id.in_(user_ids))
     written: set[tuple[str, str]] = set()
@@ -80,7 +89,7 @@ def _new_agents(of_users: AnySelect, written: set[tuple[str, str]]) -> Iterator[
     for row in sorted(rows, key=lambda row: (row.user_id, row.id)):
         if (row.user_id, row.id) not in written:
             written.add((row.user_id, row.id))
-            yield _line("agent", export_lines.agent_rows.dump(row))
+            yield _line("agent", agent_schema.dump(row))
 
 
 def _task_lines(task_id: str) -> Generator[bytes, None, int]:
@@ -92,13 +101,12 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
     while True:
         with read_snapshot() as connection:
             row = _TASK.one_or_none(connection, task_id=task_id)
-            writers = _WRITERS.all(connection, task_id=task_id)
             of_task = deliveries.read_with_attempts(connection, _DELIVERIES, task_id=task_id)
         if row is None:
             return 0
         if row.version == version:
             raise Problem(503, f"Lines of the log of task {task_id} are missing")
-        yield _line("task", _task_json(row, writers))
+        yield _line("task", _task_json(row))
         yield from _questions_and_deliveries(task_id, of_task)
         try:
             yield from _log_lines(row)
@@ -113,15 +121,15 @@ def _task_lines(task_id: str) -> Generator[bytes, None, int]:
 def _questions_and_deliveries(task_id: str, of_task: Sequence[Any]) -> Iterator[bytes]:
     for page in questions.pages(_QUESTIONS, task_id):
         for question in page:
-            dumped = export_lines.question_rows.dump(question)
-            of_question = {"taskId": task_id, "idempotency": _idempotency(question)}
+            dumped = question_schema.dump(question)
+            of_question = {"taskId": task_id, "idempotencyKey": question.idempotency_key}
             yield _line("question", dumped | of_question)
     for delivery in of_task:
         attempts = [
-            export_lines.attempt_rows.dump(attempt) | {"answer": attempt.answer}
+            attempt_schema.dump(attempt) | {"answer": attempt.answer}
             for attempt in delivery.attempts
         ]
-        dumped = export_lines.delivery_rows.dump(delivery)
+        dumped = _delivery_rows.dump(delivery)
         yield _line("delivery", dumped | {"taskId": task_id, "attempts": attempts})
 
 
@@ -138,23 +146,14 @@ def _log_lines(row: TaskRow) -> Iterator[bytes]:
             )
 
 
-def _task_json(row: Any, writers: Sequence[AnyRow]) -> dict[str, Any]:
-    # The empty name means the default writer.
-    of_default = {"": row.default_writer_seq} if row.default_writer_seq else {}
+def _task_json(row: Any) -> dict[str, Any]:
     return {
-        **export_lines.task_rows.dump(row),
+        **_task_rows.dump(row),
         "logBytes": row.log_bytes,
         "version": row.version,
         "timeout": row.timeout,
-        "writers": of_default | dict(sorted((row.writer, row.seq) for row in writers)),
-        "idempotency": _idempotency(row),
+        "idempotencyKey": row.idempotency_key,
     }
-
-
-def _idempotency(row: Any) -> dict[str, str] | None:
-    if row.idempotency_key is None:
-        return None
-    return {"key": row.idempotency_key, "digest": row.idempotency_digest}
 
 
 def _line(kind: str, content: Mapping[str, Any]) -> bytes:

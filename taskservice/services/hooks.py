@@ -1,7 +1,7 @@
 """Creates, changes, tests and deletes a user's hooks, and lists their deliveries."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from taskservice.event_kinds import DEFAULT_EVENTS
 from taskservice.schemas.hooks import HOOK_DELIVERY_COLUMNS, hook_schema
 from taskservice.services import attempts, deliveries, events
 from taskservice.webhooks import hook_targets, messages
-from taskservice.webhooks.destinations import check_url, mail_address, read_url
+from taskservice.webhooks.destinations import check_url, mail_address
 from taskservice.webhooks.outcome import Outcome
 
 MAX_LISTED = 100  # the maximum number of deliveries in a response
@@ -151,22 +151,16 @@ def _defaults(target: str, kind: str | None) -> dict[str, Any]:
     return {"format": kind, "name": name[: terms.MAX_NAME]}
 
 
-def check_target(target: str, kind: str, check: Callable[[str], Any] = read_url) -> None:
-    """Raises 422 for a target that is invalid in this format; `check` validates a URL."""
+def _check(hook: dict[str, Any]) -> None:
+    """Raises 422 for a target that is invalid in its format, or that the settings do not allow."""
+    config, target = current_app.config, hook["target"]
+    is_mail = hook["format"] == terms.MAIL
     try:
-        mail_address(target) if kind == terms.MAIL else check(target)
-        if kind == terms.NTFY:
+        mail_address(target) if is_mail else check_url(target, config["CALLBACK_ALLOWED"])
+        if hook["format"] == terms.NTFY:
             messages.ntfy_address(target)
     except ValueError as error:
         raise invalid({"target": [str(error)]}) from None
-
-
-def _check(hook: dict[str, Any]) -> None:
-    """Raises 422 for a target that is invalid in its format, or that the settings do not allow."""
-    config = current_app.config
-    is_allowed = partial(check_url, allowed=config["CALLBACK_ALLOWED"])
-    check_target(hook["target"], hook["format"], is_allowed)
-    is_mail = hook["format"] == terms.MAIL
     if is_mail and not (config["SMTP_URL"] and config["MAIL_FROM"]):
         detail = "This service sends no email: its SMTP_URL and MAIL_FROM are not set."
         raise invalid({"target": [detail]})

@@ -205,17 +205,17 @@ class Idempotency(NamedTuple):
         return row
 
 
-# The columns that an INSERT of a task sets in addition to TASK_COLUMNS and NEW_TASK.
+# The columns that an INSERT of a task sets in addition to TASK_COLUMNS and _NEW_TASK.
 MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
 # The time of the first check for a hang. Before the shortest `maxDuration`, no task can hang.
 _FIRST_CHECK = {"hang_check_at": database_now(float(terms.MIN_DURATION))}
 # The INSERT of a task, which also starts its inactivity timeout.
-NEW_TASK = insert(Task).values(
+_NEW_TASK = insert(Task).values(
     last_heartbeat_at=database_now(),
     heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
     **_FIRST_CHECK,
 )
-_START = Statement[None](NEW_TASK, {column.key for column in TASK_COLUMNS} | MORE_COLUMNS)
+_START = Statement[None](_NEW_TASK, {column.key for column in TASK_COLUMNS} | MORE_COLUMNS)
 _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
 _AGENT = Statement[Any](
     select(Agent.name, Agent.input_schema, Agent.expect).where(

@@ -38,7 +38,7 @@ def add(name: str) -> Any:
     try:
         with transaction() as connection:
             connection.execute(insert(User), user)
-            insert_secret(connection, user["id"], user["created_at"])
+            _insert_secret(connection, user["id"], user["created_at"])
             return _insert_key(connection, user["id"], "first")
     except IntegrityError:
         raise Problem(409, f"A user {name} already exists") from None
@@ -299,10 +299,10 @@ def rotate(caller: Caller) -> Any:
         if connection.execute(current.values(replaced_at=now)).rowcount == 0:
             # The user is being deleted, and a new secret would let webhooks be sent again.
             raise invalid_key()
-        return insert_secret(connection, caller.user_id, now)
+        return _insert_secret(connection, caller.user_id, now)
 
 
-def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
+def _insert_secret(connection: Connection, user_id: str, now: str) -> Any:
     secret = {"id": clock.new_id(), "user_id": user_id, "created_at": now}
     secret["secret"] = signing.new_secret()
     connection.execute(insert(CallbackSecret), secret)

@@ -1,1 +1,1 @@
-"""The commands of operators: upgrade, restore, copy, export, import and install."""
+"""The commands of operators: upgrade, restore, copy, export and install."""

@@ -171,7 +171,7 @@ def test_argument_that_is_not_utf_8_is_refused(tmp_path: Path, subtests: pytest.
         "user list --json", "user delete alice --yes --now", "key add alice --name x", "key list",
         "key revoke x", "delivery list", "delivery show x", "delivery redeliver x",
         "prune --dry-run", "callback test http://127.0.0.1:9/", "background", "db check",
-        "db backup backup.db", "export", "import",
+        "db backup backup.db", "export",
     ],
 )  # fmt: skip
 def test_command_makes_no_database_where_there_is_none(tmp_path: Path, command: str) -> None:

@@ -16,7 +16,7 @@ from tests.support.databases import Databases
 from tests.support.fork_server import run_forked
 from tests.support.mounts import empty_log, fill, small_disk
 from tests.support.old_database import REVISIONS
-from tests.support.service import COMMAND, Service, environment
+from tests.support.service import COMMAND, Service
 
 KIB = 1024
 
@@ -90,9 +90,6 @@ def test_command_next_to_a_service_on_a_full_disk_changes_nothing(
     source: Path, disk: Path, subtests: pytest.Subtests
 ) -> None:
     shutil.copy(source / "taskservice.db", disk)
-    with Service(source) as other:
-        other.add_user("bob").start()
-    exported = run(source, "export").stdout
     with Service(disk) as service:
         carol = service.add_user("carol")
         carol.start()
@@ -100,12 +97,12 @@ def test_command_next_to_a_service_on_a_full_disk_changes_nothing(
         before = run(disk, "export").stdout, run(disk, "key", "list", "--json").stdout
         empty_log(disk)
         filler = fill(disk)
-        for command in ("user add dave", "key add alice --name laptop", "key revoke", "import"):
+        for command in ("user add dave", "key add alice --name laptop", "key revoke"):
             with subtests.test(command):
                 arguments = [*command.split(), *([key] if command == "key revoke" else [])]
                 refused = run_forked(
                     [*COMMAND, *arguments], env=service.environment, capture_output=True,
-                    text=True, timeout=60, input=exported,
+                    text=True, timeout=60,
                 )  # fmt: skip
                 assert "database or disk is full" in one_line(refused, 1)
         # Commands that only read work.
@@ -222,15 +219,3 @@ def test_empty_file_is_replaced_by_a_restore(source: Path, disk: Path, tmp_path:
     filler.unlink()
     assert run(disk, "db", "restore", str(backup)).returncode == 0
     assert names(disk) == ["alice"]
-
-
-def test_import_of_a_file_needs_no_space_for_a_copy(source: Path, tmp_path: Path) -> None:
-    file = tmp_path / "export"
-    file.write_bytes(b"no export" * 100_000)
-    with small_disk(tmp_path / "temporary", "64k") as temporary, file.open("rb") as stdin:
-        settings = environment(source) | {"TMPDIR": str(temporary)}
-        failed = run_forked(
-            [*COMMAND, "import"], env=settings, stdin=stdin, capture_output=True, text=True,
-            timeout=60,
-        )  # fmt: skip
-    assert "Nothing was imported: line 1: " in one_line_of(failed)

@@ -320,7 +320,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "user delete": ("alice", "--yes", "--now"),
     "key add": ("alice", "--name", "n"), "key list": (), "key revoke": (UNKNOWN,), "callback test": ("http://127.0.0.1:1/",),
     "delivery list": (), "delivery show": (UNKNOWN,), "delivery redeliver": (UNKNOWN,),
-    "db upgrade": (), "prune": (), "export": (), "import": (), "sign-in-link": ("alice",),
+    "db upgrade": (), "prune": (), "export": (), "sign-in-link": ("alice",),
 }  # fmt: skip
 WITH_FILES = {"db copy", "db backup", "db restore"}
 
