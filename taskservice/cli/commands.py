@@ -30,7 +30,6 @@ CLIENT_COMMANDS = {
     "grep": "taskservice.cli.task",
     "status": "taskservice.cli.status",
     "hook": "taskservice.cli.hook",
-    "listen": "taskservice.cli.listen",
     "mcp-config": "taskservice.cli.mcp_config",
 }
 SERVER_COMMANDS = {

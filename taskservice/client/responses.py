@@ -354,7 +354,6 @@ NUMBERS = Object("paths")
 FOUND = Object("hits,searched")
 NEW_LINES = Object("against,lines,cut", is_log=True)
 USER = Object("id,name,key")
-CALLBACK_SECRET = Object("secret")
 
 
 class _FinishedTask(TypedDict):

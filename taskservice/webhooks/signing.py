@@ -15,15 +15,6 @@ def new_secret() -> str:
     return PREFIX + base64.b64encode(token_bytes(SECRET_BYTES)).decode()
 
 
-def is_secret(text: str) -> bool:
-    """Whether the text has the format of a secret."""
-    try:
-        _key(text)
-    except ValueError:
-        return False
-    return True
-
-
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a webhook, with a signature by each of `secrets`, newest first.
 

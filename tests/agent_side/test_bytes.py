@@ -13,7 +13,6 @@ REFUSED = (
     "task list --agent \udcff", "task list --q \udcff",
     "task list --label a=\udcff", "task start --agent \udcff", "task start --agent a --name \udcff",
     "task logs \udcff", "task rerun \udcff", "agent add \udcff", "agent delete \udcff",
-    "listen --forward http://127.0.0.1/\udcff",
 )  # fmt: skip
 LOGS_TO_CURRENT = "from taskservice.client import current\nwith current() as task: task.log('own')"
 

@@ -15,7 +15,6 @@ import pytest
 from tests.support.agent_machine import AgentMachine, kill
 from tests.support.documents import ROOT
 from tests.support.packages import install, new_environment
-from tests.support.receiver import Receiver
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -169,16 +168,12 @@ def test_plain_installation_in_an_empty_environment_is_enough(
     task = own_machine.user.the_task()
     program = tmp_path / "program.py"
     program.write_text(TYPED)
-    with Receiver() as receiver:
-        listener = own_machine.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
-        worker = own_machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
-        listener.read_error()
-        command = [str(python), str(program)]
-        subprocess.run(command, cwd=tmp_path, env=own_machine.environment, check=True, timeout=60)
-        receiver.wait_for(2, 60)
+    worker = own_machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
+    command = [str(python), str(program)]
+    subprocess.run(command, cwd=tmp_path, env=own_machine.environment, check=True, timeout=60)
+    until(lambda: own_machine.user.tasks(agentId="w", status="complete"))
     done = own_machine.user.tasks()
-    for process in (listener, worker):
-        process.end()
+    worker.end()
     killed = own_machine.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
     until(lambda: own_machine.user.tasks(agentId="k"))
     killed.kill()

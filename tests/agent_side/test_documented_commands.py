@@ -25,7 +25,6 @@ NOT_TYPED = {
     "version=0.1.0.dev$(git -C taskservice": "`tests/deploy/test_containers.py` builds an image",
     "kubectl create secret ": "it needs a cluster",
     "taskservice agent add clean-up ": "a worker does not end; test_examples.py runs this one",
-    "taskservice listen ": "it does not end; test_listen.py runs it",
     "taskservice progress ": "test_questions_and_progress.py runs it inside a task",
     "answer=$(taskservice ask ": "it waits for a person; test_examples.py has it in a program",
     "install -m 644 deploy/": "tests/deploy installs these files, and starts their programs",

@@ -502,11 +502,6 @@ def test_password_in_an_address_is_not_printed(
         sentence = printed("task", "list", TASKSERVICE_URL=redirecting.url)
         assert sentence.startswith("taskservice: TASKSERVICE_URL: ")
         assert "redirects to http://service.invalid/" in sentence
-    with subtests.test("a receiver"):
-        machine.settings = {}
-        listener = machine.spawn("listen", "--forward", "http://user:secret@127.0.0.1:9/")
-        assert "forwarding finished tasks to http://127.0.0.1:9/" in listener.read_error()
-        listener.end()
 
 
 @pytest.mark.parametrize(

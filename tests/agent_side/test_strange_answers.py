@@ -2,7 +2,6 @@
 
 import gc
 import gzip
-import signal
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -313,25 +312,6 @@ def test_worker_waits_until_a_page_is_gone(machine: AgentMachine, page: Behaviou
     assert machine.user.the_task()["logs"] == ["done"]
 
 
-def test_listener_waits_until_a_page_is_gone(machine: AgentMachine) -> None:
-    passed_on = passing_on(machine.user)
-    machine.give_up_soon()
-    with Receiver() as between, Receiver() as local:
-        between.answer = passed_on
-        machine.url = between.url
-        listener = machine.spawn("listen", "--forward", local.url)
-        listener.read_error()
-        for page in (*PAGES.values(), play.answer(404, HTML, b"404 page not found")):
-            between.answer = page
-            between.wait_for(len(between.requests) + 2, 60)
-            assert "the response is not from taskservice" in listener.read_line()
-        between.answer = passed_on
-        machine.user.report(machine.user.start("a"), status="complete")
-        local.wait_for(1, 30)
-        listener.end(signal.SIGINT)
-    assert listener.returncode == 0
-
-
 def test_path_that_a_service_does_not_have_is_named(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         machine.url = receiver.url
@@ -385,7 +365,6 @@ def test_command_reports_a_strange_answer_in_one_line(
             "task show 1", "task list", "task follow 1", "task cancel 1", "task delete 1",
             "task start --agent a", "task logs 1", "task rerun x", "agent list", "agent add a",
             "agent delete a", "task answer 1 x", "run --resend",
-            "listen --forward http://127.0.0.1:9/",
         ):  # fmt: skip
             with subtests.test(command):
                 assert "not from taskservice" in machine.fail(*command.split(), code=2)

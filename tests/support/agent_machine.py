@@ -20,10 +20,10 @@ from tests.support.waiting import PATIENCE_SECONDS
 
 # The agent's side as it is, but the pauses between its requests are short.
 COMMAND = """
-from taskservice.cli import listen, main
+from taskservice.cli import main
 from taskservice.client import http
 
-http.FIRST_DELAY, http.LONGEST_DELAY, listen.POLL_SECONDS = 0.05, 0.3, 0.1
+http.FIRST_DELAY, http.LONGEST_DELAY = 0.05, 0.3
 {}
 main(prog_name="taskservice")
 """
