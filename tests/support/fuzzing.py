@@ -85,6 +85,7 @@ NOT_IN_A_SCHEMA = {
     "mutedUntil: Must be": "the time of the request",
     "claimedAt: ": "the time of the request, and `claim`",
     "at: Must be ascending": "the other times",
+    "at: Must be an RFC 3339 time": "the schema has no type, since generators in Java fail on it",
     "Belongs in the JSON body": "the content type",
     "content": "the schema of the question",
     "input": "the schema of the agent, or the rules of JSON Schema",
