@@ -84,6 +84,7 @@ NOT_IN_A_SCHEMA = {
     "expiresAt: Must be": "the time of the request",
     "mutedUntil: Must be": "the time of the request",
     "claimedAt: ": "the time of the request, and `claim`",
+    "logs: Missing data": "the content type, which an empty text is sent without",
     "at: Must be ascending": "the other times",
     "at: Must be an RFC 3339 time": "the schema has no type, since generators in Java fail on it",
     "Belongs in the JSON body": "the content type",
