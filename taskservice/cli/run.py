@@ -33,7 +33,7 @@ from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 @click.option(
     "--agent",
     metavar="ID",
-    # The program runs even if this is no valid ID.
+    # The program runs even if this ID is invalid.
     type=click.UNPROCESSED,
     help="Agent of the task; registered if new (default: the agent of an agent key, else the file "
     "name of CMD).",
